@@ -1,0 +1,242 @@
+"""The commands: arguments in, one call into the orchestrator, the answer rendered.
+
+Whatever is slow to import (torch, ray, mlflow) is imported inside the command that needs it, so that --help is instant.
+"""
+
+import os
+import re
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli import render
+
+if TYPE_CHECKING:
+    from orchestrator.study import Study
+
+app = typer.Typer(
+    help="Search, compare and export ProSeg models of multi-rater medical image segmentation.",
+    no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+)  # fmt: skip
+data_app = typer.Typer(help="Data sets: list them, look at them, write a stand-in.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+USER_MISTAKE = 2
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Entry point of the command."""
+    # Foreign libraries' deprecation notes are for their developers, not for who runs a study.
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    app()
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Print an error the user can act on, exit 2; let a bug keep its traceback."""
+    from proseg.errors import ProSegError
+    from search_spaces import SpaceError
+
+    try:
+        yield
+    except (ProSegError, SpaceError) as error:
+        render.error(str(error))
+        raise typer.Exit(USER_MISTAKE) from None
+    except KeyboardInterrupt:
+        render.error("interrupted; what has been reached is kept in the workspace")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def duration(text: str) -> float:
+    """Seconds of "90s", "30m", "8h" or "2d"."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    if not match or float(match[1]) == 0:
+        raise typer.BadParameter(f"{text!r} is not a duration: write 90s, 30m, 8h or 2d")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def share(text: str) -> float:
+    """A share of one GPU, above 0 and at most 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise typer.BadParameter(f"{text!r} is not a share: it must be above 0 and at most 1")
+    return value
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+StudyName = Annotated[str | None, typer.Argument(help="Name of a study; the latest without one.")]
+
+
+@app.command()
+def launch(
+    space: Annotated[str, typer.Argument(help="A search space: demo, lidc, npc, or the path of a .toml file.")],
+    study: Annotated[str | None, typer.Option(help="Name of the study; a readable one is made up.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Configurations to try.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of a trial that is not stopped early.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="DDP ranks of each training.")] = 1,
+    gpu_share: Annotated[
+        float | None, typer.Option(parser=share, metavar="SHARE", help="Share of a GPU that each rank holds.")
+    ] = None,
+    concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at the same time.")] = None,
+    data: Annotated[str | None, typer.Option(help="Search on this data set or folder instead.")] = None,
+    max_time: Annotated[
+        float | None, typer.Option(parser=duration, metavar="TIME", help="End the search after 30m, 8h, ...")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search and of every training.")] = 0,
+    final: Annotated[
+        bool, typer.Option("--final/--no-final", help="Retrain the best on all folds and data sets.")
+    ] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, start nothing.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the log of Ray.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Search a space for the best configuration, retrain it, evaluate it once on held-out patients."""
+    with user_errors():
+        from search_spaces import find_space
+
+        found = find_space(space)  # before anything slow is imported: most mistakes are here
+        from orchestrator.launch import Options, create, left_out, plan, run
+        from orchestrator.workspace import workspace
+
+        home = workspace()
+        options = Options(study, trials, epochs, workers, gpu_share, concurrent, data, max_time, seed, final)
+        planned = plan(found, options, home, track=render.track(quiet=as_json))
+        if dry_run:
+            from orchestrator.estimate import estimate
+
+            render.plan(planned, estimate(planned), as_json=as_json)
+            return
+        created = create(planned, home, study, time.time())
+        with render.watching(created, quiet=as_json) as watcher:
+            for text in left_out(created.finals):
+                watcher.note(text)
+            run(created, home, watcher, verbose=verbose)
+        _show_outcome(created, as_json)
+
+
+def _show_outcome(study: "Study", as_json: bool) -> None:
+    from orchestrator.export import best_record
+
+    if as_json:
+        render.json(best_record(study))
+    else:
+        render.outcome(study)
+
+
+@app.command()
+def best(
+    study: StudyName = None,
+    export: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the model into this folder.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an export that stands there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the best configuration of a study; export its model."""
+    with user_errors():
+        from orchestrator import export as exporting
+        from orchestrator.study import find_study
+        from orchestrator.workspace import workspace
+
+        found = find_study(workspace(), study)
+        record = exporting.best_record(found)
+        if export is not None:
+            exporting.export(found, export, force=force)
+            record["export"] = str(export.resolve())
+        render.json(record) if as_json else render.best(found, record)
+
+
+@app.command()
+def status(study: StudyName = None, as_json: Json = False) -> None:
+    """Show how far a study is, and its trials."""
+    with user_errors():
+        from orchestrator.results import read_trials
+        from orchestrator.retrain import read_results
+        from orchestrator.study import find_study, read_state
+        from orchestrator.workspace import workspace
+
+        found = find_study(workspace(), study)
+        render.status(found, read_state(found), read_trials(found), read_results(found), as_json=as_json)
+
+
+@app.command()
+def ui(
+    study: StudyName = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
+) -> None:
+    """Serve the runs in MLflow's pages, on this machine only."""
+    with user_errors():
+        from orchestrator.server import serve
+        from orchestrator.study import find_study
+        from orchestrator.workspace import workspace
+
+        home = workspace()
+        serve(home, find_study(home, study), port, say=render.line)
+
+
+@data_app.command("list")
+def data_list(as_json: Json = False) -> None:
+    """List the data sets and whether they are at hand."""
+    with user_errors():
+        from orchestrator.workspace import workspace
+        from proseg.data.catalog import listing
+
+        render.listing(listing(workspace()), as_json=as_json)
+
+
+@data_app.command("show")
+def data_show(
+    name: Annotated[str, typer.Argument(help="A data set or a folder.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.png", help="Where the picture goes.")],
+    count: Annotated[int, typer.Option(min=1, max=200, help="Slices shown.")] = 24,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+) -> None:
+    """Draw a contact sheet: images with the outlines of their raters."""
+    with user_errors():
+        from orchestrator.workspace import workspace
+        from proseg.data.catalog import open_data
+        from proseg.errors import DataError
+        from proseg.figures import contact_sheet
+
+        if out.exists() and not force:
+            raise DataError(f"--out {out} exists; choose another file, or add --force to replace it")
+        if not out.resolve().parent.is_dir():
+            raise DataError(f"--out {out}: the folder {out.resolve().parent} does not exist")
+        store = open_data(name, workspace(), jobs=os.cpu_count() or 1, track=render.track())
+        contact_sheet(store, count).savefig(out)
+        m = store.manifest
+        render.line(f"{m.name}: {m.label}. {m.slices} slices of {m.patients} patients, {m.raters} raters -> {out}")
+
+
+@data_app.command("standin")
+def data_standin(
+    name: Annotated[str, typer.Argument(help="Only npc has a stand-in.")],
+    subjects: Annotated[str, typer.Option(help="Volumes for training, validation, test.")] = "80,20,20",
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the files go; `launch npc` looks in the "
+                                                                     "workspace.")] = None,
+) -> None:  # fmt: skip
+    """Write synthetic volumes in the layout of a data set that cannot be had; they say so everywhere."""
+    with user_errors():
+        from orchestrator.workspace import workspace
+        from proseg.data import npc, npc_standin
+        from proseg.data.catalog import npc_folder
+        from proseg.errors import DataError
+
+        if name != "npc":
+            raise DataError(f"there is no stand-in for {name!r}: only npc has one")
+        counts = re.fullmatch(r"(\d+),(\d+),(\d+)", subjects)
+        if not counts:
+            raise DataError(f"--subjects {subjects!r} must be three numbers, as in 80,20,20")
+        parts = (int(counts[1]), int(counts[2]), int(counts[3]))
+        folder = out or npc_folder(workspace())
+        written = list(render.track()(npc_standin.write(folder, parts), sum(parts), "Writing the NPC stand-in"))
+        state = f"{len(written)} volumes written to" if written else "already complete in"
+        render.line(f"{npc.STANDIN_LABEL}: {state} {folder}")

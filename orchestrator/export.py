@@ -1,0 +1,149 @@
+"""Take a model away: a self-contained folder with its weights, its numbers and a card that says what it rests on."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from orchestrator.results import Trial, best_trial, read_trials
+from orchestrator.retrain import FoldResult, read_results
+from orchestrator.study import Study, StudyError
+from orchestrator.tables import final_markdown
+from proseg.checkpoint import load_checkpoint, write_atomically
+from proseg.config import TrainConfig
+from proseg.data.store import Store
+from proseg.exported import CARD, CONFIG, DATA, ENVIRONMENT, METRICS, WEIGHTS
+from proseg.fit import BEST
+
+RECORD = "export.json"
+OURS = {WEIGHTS, CONFIG, DATA, METRICS, ENVIRONMENT, CARD}
+
+
+def winner(study: Study) -> Trial:
+    """Raises StudyError where no trial has come to a score yet."""
+    best = best_trial(read_trials(study), study.criterion)
+    if best is None:
+        raise StudyError(f"study {study.name} has no finished trial yet")
+    return best
+
+
+def best_record(study: Study) -> dict[str, Any]:
+    """What `best --json` prints."""
+    trial = winner(study)
+    return {
+        "study": study.name, "trial": trial.number, "values": trial.values,
+        "config": study.config_of(trial.values).model_dump(),
+        "objective": {"metric": study.criterion.metric, "goal": study.space.objective.goal,
+                      "value": trial.objective, "part": "validation"},
+        "data": {"name": study.data.name, "label": study.data.label, "fingerprint": study.data.fingerprint},
+        "folds": [asdict(result) for result in read_results(study)],
+        "export": exported_to(study),
+    }  # fmt: skip
+
+
+def exported_to(study: Study) -> str | None:
+    """Where this study's model was last exported to."""
+    path = study.folder / RECORD
+    return json.loads(path.read_text())["folder"] if path.exists() else None
+
+
+def export(study: Study, folder: Path, *, force: bool = False) -> None:
+    """Write the export folder, whole or not at all.
+
+    The weights are those of the final stage on the fold that was searched on, whose test patients played no part in
+    the search; without a final stage, those of the best trial.
+
+    Raises:
+        StudyError: there is nothing to export, or the folder exists.
+    """
+    trial = winner(study)
+    folder = folder.resolve()
+    _check_target(folder, force)
+    source = study.final_folder(study.data.name, study.space.fold) / BEST
+    retrained = (source.parent / "result.json").exists()
+    if not retrained:
+        source = study.trial_folder(trial.number) / BEST
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _write(study, trial, source, partial, retrained)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    write_atomically(study.folder / RECORD, json.dumps({"folder": str(folder)}).encode())
+
+
+def _check_target(folder: Path, force: bool) -> None:
+    if not folder.exists():
+        return
+    if not force:
+        raise StudyError(f"--export {folder} exists; choose another folder, or add --force to replace it")
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} - OURS:
+        raise StudyError(
+            f"--export {folder} holds files that are not an export of this program; --force replaces exports only"
+        )
+
+
+def _write(study: Study, trial: Trial, source: Path, folder: Path, retrained: bool) -> None:
+    checkpoint = load_checkpoint(source)
+    manifest = Store(study.data.folder).manifest
+    results = read_results(study)
+    data = manifest.model_dump(mode="json", exclude={"folds", "bytes", "format"})
+    metrics = {
+        "study": study.name, "trial": trial.number, "validation": checkpoint.metrics, "epoch": checkpoint.epoch,
+        "fold": study.space.fold, "retrained": retrained, "folds": [asdict(result) for result in results],
+    }  # fmt: skip
+    shutil.copyfile(source, folder / WEIGHTS)
+    for name, content in ((CONFIG, checkpoint.config.model_dump()), (DATA, data), (METRICS, metrics),
+                          (ENVIRONMENT, study.environment)):  # fmt: skip
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n")
+    (folder / CARD).write_text(_card(study, trial, checkpoint.config, data, results, retrained))
+
+
+def _card(
+    study: Study, trial: Trial, config: TrainConfig, data: dict[str, Any], results: list[FoldResult], retrained: bool
+) -> str:
+    shape = f"[{data['channels']}, {config.data.crop or data['height']}, {config.data.crop or data['width']}]"
+    intensities = f"mapped from {data['window']} to -1..1 by the model" if data["window"] else "already normalised"
+    training = (
+        f"Retrained on the training patients of fold {study.space.fold}; its validation patients chose the epoch, its "
+        "test patients played no part in search or training."
+        if retrained
+        else f"The best trial of the search, trained on fold {study.space.fold}; NOT evaluated on held-out patients."
+    )
+    raters = "virtual (sorted by area in each image, 1 the smallest)" if data["sorted_raters"] else "the data set's own"
+    fields = "\n".join(f"| {name} | {value} |" for name, value in config.flat().items())
+    versions = ", ".join(f"{name} {value}" for name, value in study.environment.items())
+    return f"""# ProSeg model of study {study.name}
+
+> **{data["name"]}: {data["label"]}.** Not a medical device; for research only.
+
+```python
+import proseg
+model = proseg.load("path/of/this/folder")
+result = model.predict(image)   # image: {shape}; result.raters [R, H, W], .mean [H, W], .samples [S, H, W]
+```
+
+Needs the package proseg-tune {study.environment["proseg-tune"]} or newer. Loading executes no code from this folder:
+weights are safetensors, the rest is JSON.
+
+- **Input**: {data["channels"]} channel(s), intensities {intensities}. Trained on {shape}; other sizes are accepted.
+- **Raters**: {data["raters"]}, {raters}.
+- **Training**: {training}
+- **Chosen** as trial {trial.number} by {study.criterion.metric} on validation patients ({trial.objective:.4f}).
+- **Data**: {data["slices"]} slices of {data["patients"]} patients, licence {data["licence"]}, fingerprint
+  `{data["fingerprint"]}`.
+
+{final_markdown(study, results) if results else "No final stage was run."}
+## Configuration
+
+| field | value |
+|---|---|
+{fields}
+
+Made with {versions}.
+"""

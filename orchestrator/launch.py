@@ -1,0 +1,179 @@
+"""A study from beginning to end: check and prepare, search, retrain, write the tables."""
+
+import signal
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.environment import environment
+from orchestrator.resources import plan_resources
+from orchestrator.results import Trial, read_trials
+from orchestrator.search import Watcher, ray_session, run_search
+from orchestrator.study import (
+    DataRef,
+    Final,
+    Study,
+    StudyError,
+    base_config,
+    check_objective,
+    claim_folder,
+    write_state,
+    write_study,
+)  # fmt: skip
+from orchestrator.tables import leaderboard_markdown, write_tables
+from orchestrator.tracking import MlflowTracker
+from proseg.data.catalog import Track, missing, open_data, silent
+from proseg.data.store import Store
+from proseg.errors import DataError
+from search_spaces.space import SearchSpace, SpaceError
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user asks of a launch; None leaves it to the space or the machine."""
+
+    study: str | None = None
+    trials: int | None = None
+    epochs: int | None = None
+    workers: int = 1
+    gpu_share: float | None = None
+    concurrent: int | None = None
+    data: str | None = None
+    max_time: float | None = None
+    seed: int = 0
+    final: bool = True
+    verbose: bool = False
+
+
+def plan(space: SearchSpace, options: Options, home: Path, *, track: Track = silent) -> Study:
+    """Check everything and prepare the data; the study has no folder and no name yet.
+
+    Raises:
+        SpaceError, ResourceError, DataError: what is wrong, before anything has been started.
+    """
+    if options.data is not None:
+        space = space.model_copy(update={"data": options.data})
+    base = base_config(space, epochs=options.epochs or space.budget.epochs, seed=options.seed)
+    trials = options.trials or space.budget.trials
+    resources = plan_resources(
+        workers=options.workers, gpu_share=options.gpu_share, concurrent=options.concurrent, trials=trials
+    )
+    if base.batch_size % resources.workers:
+        raise SpaceError(
+            f"{space.file}: base.batch_size = {base.batch_size} cannot be shared equally by "
+            f"--workers {resources.workers}"
+        )
+    absent = missing(space.data, home)
+    if absent:
+        raise DataError(absent)
+    jobs = resources.cpus
+    store = _open(space.data, home, jobs, track)
+    _check_fold(space, store)
+    check_objective(space, store.manifest.raters)
+    finals = tuple(_final(stage, home, jobs, track) for stage in space.final) if options.final else ()
+    return Study(
+        name="", folder=home, created=0.0, space=space, base=base, data=DataRef.of(store.folder, store.manifest),
+        finals=finals, resources=resources, trials=trials, seed=options.seed, max_time=options.max_time,
+        environment=environment(),
+    )  # fmt: skip
+
+
+def create(study: Study, home: Path, name: str | None, created: float) -> Study:
+    """Give a planned study its name and folder."""
+    folder = claim_folder(home, study.space.name, name)
+    study = study.model_copy(update={"name": folder.name, "folder": folder, "created": created})
+    write_study(study)
+    write_state(study, "running")
+    return study
+
+
+def run(study: Study, home: Path, watcher: Watcher, *, verbose: bool = False) -> None:
+    """Search, retrain and write the tables; the study's folder and MLflow say how it ended, whatever happens.
+
+    Raises:
+        StudyError: no trial succeeded, or the final stage failed.
+        KeyboardInterrupt: the user stopped it; what has been reached is kept.
+    """
+    state, note = "failed", ""
+    tracker: MlflowTracker | None = None
+    try:
+        tracker = MlflowTracker(study, home)
+        watcher.stage("search")
+        with _interruptible(), ray_session(study, verbose=verbose):
+            best = run_search(study, tracker, watcher, verbose=verbose)
+            if any(final.data for final in study.finals):
+                watcher.stage("final")
+                note = _finish(study, best, tracker, watcher)
+        state = "finished"
+    except KeyboardInterrupt:
+        state = "interrupted"
+        raise
+    finally:
+        write_state(study, "finished" if state == "finished" else "interrupted" if state == "interrupted" else "failed")
+        if tracker is not None:
+            _close(study, tracker, state, note)
+
+
+def _finish(study: Study, best: Trial, tracker: MlflowTracker, watcher: Watcher) -> str:
+    from orchestrator.retrain import run_final
+    from orchestrator.tables import final_markdown
+
+    results = run_final(study, best.values, tracker, watcher)
+    for path in write_tables(study, results):
+        tracker.artifact(path)
+    return final_markdown(study, results)
+
+
+def _close(study: Study, tracker: MlflowTracker, state: str, note: str) -> None:
+    from orchestrator.retrain import read_results, summary
+
+    trials = read_trials(study)
+    table = summary(read_results(study))
+    numbers = {f"cv/{data}/{name}_{kind}": values[kind] for data, metrics in table.items()
+               for name, values in metrics.items() for kind in ("mean", "std")}  # fmt: skip
+    tracker.study_ended(state, trials, numbers, "\n".join([leaderboard_markdown(study, trials), note]))
+    if tracker.waiting:
+        raise StudyError(
+            f"MLflow at {tracker.uri} did not take {tracker.waiting} records of study {study.name}; "
+            f"all of them are kept in {study.folder}"
+        )
+
+
+def _open(name: str, home: Path, jobs: int, track: Track) -> Store:
+    store = open_data(name, home, jobs=jobs, track=track)
+    store.verify()
+    return store
+
+
+def _check_fold(space: SearchSpace, store: Store) -> None:
+    count = len(store.manifest.folds)
+    if space.fold >= count:
+        raise SpaceError(f"{space.file}: fold = {space.fold}, but {space.data} has folds 0 to {count - 1}")
+
+
+def _final(stage, home: Path, jobs: int, track: Track) -> Final:
+    absent = missing(stage.data, home)
+    if absent:
+        return Final(stage=stage, data=None, folds=0, missing=absent)
+    store = _open(stage.data, home, jobs, track)
+    return Final(stage=stage, data=DataRef.of(store.folder, store.manifest), folds=len(store.manifest.folds))
+
+
+@contextmanager
+def _interruptible():
+    """SIGTERM ends a study like Ctrl-C does: Ray is shut down and the state written."""
+
+    def interrupt(signum, frame):
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def left_out(finals: Sequence[Final]) -> list[str]:
+    """Why parts of the final stage will not run, told before the search begins."""
+    return [f"the final stage leaves out {final.stage.data}: {final.missing}" for final in finals if final.missing]

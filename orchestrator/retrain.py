@@ -1,0 +1,180 @@
+"""The last stage: the best configuration trained anew on every fold, each evaluated once on its held-out patients."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.search import Watcher
+from orchestrator.study import DataRef, Final, Study, StudyError, read_study
+from orchestrator.tracking import Tracker
+from orchestrator.trial import failure_of, record_failure
+from proseg.checkpoint import write_atomically
+from proseg.config import TrainConfig, parse
+from proseg.fit import BEST, fit, read_epochs
+
+PRIOR_SAMPLES = 50
+"""S of the rows the paper marks "prior #50"."""
+POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """One fold of one data set, evaluated on its held-out patients."""
+
+    data: str
+    label: str
+    fold: int
+    cases: int
+    patients: int
+    samples: int
+    """S of ged, d_pp, d_pa, dice_soft, dice_max, dice_match: one sample for each rater."""
+    prior_samples: int
+    """S of the same metrics under prior_."""
+    epoch: int
+    """Epoch of the weights, chosen on the validation part."""
+    metrics: dict[str, float]
+    """Means over the test cases."""
+
+
+def planned(study: Study, values: dict[str, Any]) -> list[tuple[Final, int, TrainConfig]]:
+    """Every fold that the final stage trains, with its configuration."""
+    config = study.config_of(values)
+    return [
+        (final, fold, config.with_values({**final.stage.base, "epochs": final.stage.epochs}))
+        for final in study.finals
+        if final.data is not None
+        for fold in range(final.folds)
+    ]
+
+
+def run_final(study: Study, values: dict[str, Any], tracker: Tracker, watcher: Watcher) -> list[FoldResult]:
+    """Train and evaluate every fold, as many at a time as trials were, inside a Ray session.
+
+    Raises:
+        StudyError: a fold failed; those that ended before it keep their results.
+    """
+    import ray
+
+    resources = study.resources
+    train_fold = ray.remote(
+        num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, max_retries=0
+    )(run_fold)  # fmt: skip
+    plan = planned(study, values)
+    running = {
+        train_fold.remote(str(study.folder), final.data.name, fold, config.model_dump_json()): (
+            final.data,
+            fold,
+            config,
+        )
+        for final, fold, config in plan
+        if final.data is not None
+    }
+    results = []
+    while running:
+        done, _ = ray.wait(list(running), timeout=POLL_SECONDS)
+        for data, fold, config in running.values():
+            _show_progress(study, data, fold, config, watcher)
+        for reference in done:
+            data, fold, config = running.pop(reference)
+            results.append(_collect(study, reference, data, fold))
+            tracker.fold_ended(data, fold, config, results[-1].metrics)
+    return sorted(results, key=lambda result: (result.data, result.fold))
+
+
+def run_fold(study_folder: str, data_name: str, fold: int, config_json: str) -> None:
+    """Train one fold and evaluate its best epoch on the test part, once; what Ray calls."""
+    import torch
+
+    study = read_study(Path(study_folder))
+    data = next(final.data for final in study.finals if final.data is not None and final.data.name == data_name)
+    folder = study.final_folder(data_name, fold)
+    torch.set_num_threads(study.resources.threads_per_rank * study.resources.workers)
+    try:
+        _train_and_evaluate(study, data, fold, parse(config_json), folder)
+    except Exception as error:  # its reason is kept where the driver finds it
+        record_failure(folder, error)
+        raise
+
+
+def _train_and_evaluate(study: Study, data: DataRef, fold: int, config: TrainConfig, folder: Path) -> None:
+    from proseg.checkpoint import load_checkpoint
+    from proseg.data.store import Store
+    from proseg.distributed import local_device, run_ranks
+    from proseg.evaluate import evaluate
+    from proseg.train import model_of
+
+    store = Store(data.folder)
+    part = store.manifest.folds[fold]
+    for _ in run_ranks(fit, config, data.folder, part, folder, study.criterion, ranks=study.resources.workers):
+        pass
+    checkpoint = load_checkpoint(folder / BEST)
+    model = model_of(checkpoint).to(local_device())
+    cases = store.cases(part.test)
+    scores = evaluate(model, store, cases, crop=config.data.crop, seed=config.seed, prior_samples=PRIOR_SAMPLES)
+    _write_cases(folder / "cases.parquet", scores.cases, scores.values)
+    result = FoldResult(
+        data=data.name, label=data.label, fold=fold, cases=len(cases), patients=len(part.test), samples=data.raters,
+        prior_samples=PRIOR_SAMPLES, epoch=checkpoint.epoch, metrics=scores.means(),
+    )  # fmt: skip
+    write_atomically(folder / "result.json", json.dumps(asdict(result), indent=1).encode())
+
+
+def read_results(study: Study) -> list[FoldResult]:
+    """The folds that have been evaluated."""
+    files = sorted((study.folder / "final").glob("*/fold*/result.json"))
+    results = [FoldResult(**json.loads(path.read_text())) for path in files]
+    return sorted(results, key=lambda result: (result.data, result.fold))
+
+
+def summary(results: Sequence[FoldResult]) -> dict[str, dict[str, dict[str, float]]]:
+    """Mean and population standard deviation over the folds: {data: {metric: {mean, std, folds}}}."""
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for data in dict.fromkeys(result.data for result in results):
+        folds = [result for result in results if result.data == data]
+        table[data] = {
+            name: _mean_std([fold.metrics[name] for fold in folds if name in fold.metrics]) for name in folds[0].metrics
+        }
+    return table
+
+
+def _mean_std(values: Sequence[float]) -> dict[str, float]:
+    mean = sum(values) / len(values)
+    return {"mean": mean, "std": math.sqrt(sum((v - mean) ** 2 for v in values) / len(values)), "folds": len(values)}
+
+
+def _show_progress(study: Study, data: DataRef, fold: int, config: TrainConfig, watcher: Watcher) -> None:
+    records = read_epochs(study.final_folder(data.name, fold))
+    if records:
+        watcher.fold(data.name, fold, records[-1]["epoch"], config.epochs)
+
+
+def _collect(study: Study, reference: Any, data: DataRef, fold: int) -> FoldResult:
+    import ray
+    from ray.exceptions import RayError
+
+    folder = study.final_folder(data.name, fold)
+    try:
+        ray.get(reference)
+    except RayError:
+        raise StudyError(
+            f"the final training on {data.name}, fold {fold}, failed: {failure_of(folder)}; "
+            f"the traceback is in {folder / 'failure.json'}"
+        ) from None
+    return FoldResult(**json.loads((folder / "result.json").read_text()))
+
+
+def _write_cases(path: Path, cases: list[str], values: dict[str, np.ndarray]) -> None:
+    """The scores of every test case, for paired comparisons of runs on the same cases."""
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"case": cases, **values}), buffer)
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,151 @@
+"""The search: Ray Tune runs the trials, Optuna proposes them, ASHA stops the hopeless ones early."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import ray
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
+
+from orchestrator.results import Trial, TrialLog, best_trial, read_trials
+from orchestrator.sampling import OptunaSearcher
+from orchestrator.study import Study, StudyError
+from orchestrator.tracking import Tracker
+from orchestrator.trial import failure_of, run_trial
+
+
+class Watcher(Protocol):
+    """Hears of a study while it runs: the terminal's display, or nobody."""
+
+    def stage(self, text: str) -> None:
+        """The study has come to its next stage."""
+
+    def trial(self, trial: Trial) -> None:
+        """A trial has started, finished an epoch, or ended."""
+
+    def fold(self, data: str, fold: int, epoch: int, epochs: int) -> None:
+        """A fold of the final stage has finished an epoch."""
+
+
+@contextmanager
+def ray_session(study: Study, *, verbose: bool) -> Iterator[None]:
+    """A Ray of our own on this machine, always shut down."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "1" if verbose else "0")  # the new output has no way to be silent
+    level = logging.INFO if verbose else logging.ERROR
+    ray.init(
+        address="local", num_cpus=study.resources.cpus, num_gpus=study.resources.gpus, include_dashboard=False,
+        log_to_driver=verbose, logging_level=level, configure_logging=True, object_store_memory=128 * 2**20,
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_search(study: Study, tracker: Tracker, watcher: Watcher, *, verbose: bool = False) -> Trial:
+    """Run the trials of a study, inside a Ray session, and return the best.
+
+    Raises:
+        StudyError: no trial came to a score.
+    """
+    criterion, space = study.criterion, study.space
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(run_trial, study_folder=str(study.folder)), _holdings(study)),
+        param_space=None,
+        tune_config=tune.TuneConfig(
+            num_samples=study.trials, max_concurrent_trials=study.resources.concurrent, reuse_actors=True,
+            time_budget_s=study.max_time,
+            search_alg=OptunaSearcher(space, criterion, study.base.epochs, study.seed, study.folder / "optuna.db"),
+            scheduler=_scheduler(study),
+        ),
+        run_config=tune.RunConfig(
+            name="ray", storage_path=str(study.folder), verbose=3 if verbose else 0,
+            callbacks=[_Recorder(study, tracker, watcher)],
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+        ),
+    )  # fmt: skip
+    tuner.fit()
+    best = best_trial(read_trials(study), criterion)
+    if best is None:
+        raise StudyError(_why_none(study))
+    return best
+
+
+def _holdings(study: Study) -> dict[str, float]:
+    resources = study.resources
+    gpu = {"GPU": resources.gpus_per_trial} if resources.gpus else {}
+    return {"CPU": resources.cpus_per_trial, **gpu}
+
+
+def _scheduler(study: Study) -> Any:
+    scheduler = study.space.scheduler
+    if scheduler.kind == "none" or scheduler.grace_epochs >= study.base.epochs:
+        return FIFOScheduler()
+    return AsyncHyperBandScheduler(
+        time_attr="epoch", max_t=study.base.epochs, grace_period=scheduler.grace_epochs,
+        reduction_factor=scheduler.reduction, 
+        metric=study.criterion.metric, mode="max" if study.criterion.maximize else "min",
+    )  # fmt: skip
+
+
+def _why_none(study: Study) -> str:
+    reasons = {trial.reason for trial in read_trials(study) if trial.state == "failed"}
+    if not reasons:
+        return f"no trial of study {study.name} finished an epoch in the time it had; raise --max-time"
+    return f"every trial of study {study.name} failed: {'; '.join(sorted(reasons))}"
+
+
+class _Recorder(tune.Callback):
+    """Turns Ray's events into our records: the log on disk first, then the tracker, then the display."""
+
+    def __init__(self, study: Study, tracker: Tracker, watcher: Watcher):
+        self._study, self._tracker, self._watcher = study, tracker, watcher
+        self._log = TrialLog(study.folder)
+        self._started: dict[int, float] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks for a restore that is never asked for
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        record = self._record(trial, {}, "running")
+        self._started[record.number] = time.time()
+        self._log.append(record)
+        self._tracker.trial_started(record)
+        self._watcher.trial(record)
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        record = self._record(trial, result, "running")
+        self._tracker.trial_epochs(record)
+        self._watcher.trial(record)
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        result = trial.last_result
+        if "epoch" not in result:
+            self._end(self._record(trial, {}, "failed", "it was ended before its first epoch was over"))
+        elif result["epoch"] < self._study.base.epochs:
+            # ASHA stops at a rung; a trial that ran out of the study's time looks the same to Ray.
+            reason = f"stopped early at epoch {result['epoch']} of {self._study.base.epochs}"
+            self._end(self._record(trial, result, "stopped early", reason))
+        else:
+            self._end(self._record(trial, result, "complete"))
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        reason = failure_of(self._study.trial_folder(trial.config["number"]))
+        self._end(self._record(trial, trial.last_result or {}, "failed", reason))
+
+    def _end(self, record: Trial) -> None:
+        self._log.append(record)
+        self._tracker.trial_ended(record)
+        self._watcher.trial(record)
+
+    def _record(self, trial: Any, result: dict, state: Any, reason: str = "") -> Trial:
+        number = trial.config["number"]
+        seconds = time.time() - self._started.get(number, time.time())
+        return Trial(number, trial.config["values"], state, result.get("epoch", 0), result.get("best"), reason, seconds)

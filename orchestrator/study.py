@@ -1,0 +1,275 @@
+"""A Study: what is searched, on what data, for how long, with what machines; and its folder on disk.
+
+Everything that can be known is checked here, before anything is started or written. `study.json` in the folder is the
+whole of it: every other process reads it from there.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from orchestrator.resources import Resources
+from proseg.config import TrainConfig
+from proseg.data.store import Manifest
+from proseg.errors import ConfigError, ProSegError
+from proseg.fit import Criterion
+from search_spaces.space import FinalStage, SearchSpace, SpaceError
+
+MANIFEST = "study.json"
+State = Literal["running", "finished", "interrupted", "failed"]
+
+
+class StudyError(ProSegError):
+    """A study is not there, is damaged, or cannot be run as asked."""
+
+
+class DataRef(BaseModel):
+    """A prepared data set, by where it lies and what it must be."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    label: str
+    fingerprint: str
+    folder: Path
+    slices: int
+    patients: int
+    raters: int
+    unit: str
+
+    @classmethod
+    def of(cls, folder: Path, manifest: Manifest) -> "DataRef":
+        return cls(folder=folder.resolve(), **{name: getattr(manifest, name) for name in
+                   ("name", "label", "fingerprint", "slices", "patients", "raters", "unit")})  # fmt: skip
+
+
+class Final(BaseModel):
+    """One data set of the final stage, and why it is left out if it is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: FinalStage
+    data: DataRef | None
+    folds: int
+    missing: str | None = None
+
+
+class Study(BaseModel):
+    """Frozen; the folder bears its name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    folder: Path
+    created: float
+    """Seconds since the epoch."""
+    space: SearchSpace
+    base: TrainConfig
+    """What every trial shares: the defaults with the space's changes and the budget's epochs."""
+    data: DataRef
+    finals: tuple[Final, ...]
+    resources: Resources
+    trials: int
+    seed: int
+    max_time: float | None
+    """Seconds after which the search stops; the final stage still runs."""
+    environment: dict[str, str]
+
+    @property
+    def criterion(self) -> Criterion:
+        objective = self.space.objective
+        return Criterion(objective.metric, maximize=objective.goal == "maximize")
+
+    @property
+    def space_digest(self) -> str:
+        return hashlib.sha256(self.space.model_dump_json(exclude={"file"}).encode()).hexdigest()[:12]
+
+    def config_of(self, values: dict[str, Any]) -> TrainConfig:
+        """The configuration of a trial with these values."""
+        return self.base.with_values(values)
+
+    def trial_folder(self, number: int) -> Path:
+        return self.folder / "trials" / f"t{number:03d}"
+
+    def final_folder(self, data: str, fold: int) -> Path:
+        return self.folder / "final" / data / f"fold{fold}"
+
+
+def base_config(space: SearchSpace, *, epochs: int, seed: int) -> TrainConfig:
+    """The configuration that the trials of a space share.
+
+    Raises:
+        SpaceError: the space names an unknown field, or a value that its field does not allow.
+    """
+    reserved = {"epochs": "budget.epochs", "seed": "the option --seed"}
+    for section, names in (("base", space.base), ("search", space.search)):
+        for name in reserved.keys() & names:
+            raise SpaceError(f"{space.file}: {section}.{name} is set by {reserved[name]}")
+    base = _with(TrainConfig(), space.base, space.file, "base").with_values({"epochs": epochs, "seed": seed})
+    for name, dimension in space.search.items():
+        for value in dimension.extremes():
+            _with(base, {name: value}, space.file, "search")
+    for stage in space.final:
+        _with(base, stage.base, space.file, f"final ({stage.data})")
+    return base
+
+
+def _with(config: TrainConfig, values: dict[str, Any], file: str, section: str) -> TrainConfig:
+    try:
+        return config.with_values(values)
+    except ConfigError as error:
+        raise SpaceError(f"{file}: {section}: {error}") from None
+
+
+def check_objective(space: SearchSpace, raters: int) -> None:
+    """Raises SpaceError where no metric of the validation bears the objective's name."""
+    from proseg.evaluate import metric_names
+
+    if space.objective.metric not in metric_names(raters):
+        raise SpaceError(
+            f"{space.file}: objective.metric = {space.objective.metric!r} is not a metric of the "
+            f"validation; use one of {', '.join(metric_names(raters))}"
+        )
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+def studies_folder(home: Path) -> Path:
+    return home / "studies"
+
+
+def claim_folder(home: Path, space: str, name: str | None) -> Path:
+    """Make the folder of a new study; its name is then taken.
+
+    Raises:
+        StudyError: the name is taken or cannot be a folder's.
+    """
+    if name is not None and (not name or name != _sanitised(name) or name.startswith((".", "-"))):
+        raise StudyError(f"--study {name!r} cannot name a folder: use letters, digits, '.', '_' and '-'")
+    while True:
+        folder = studies_folder(home) / (name or f"{_sanitised(space)}-{_readable()}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if name is not None:
+                raise StudyError(f"study {name!r} already exists in {folder.parent}; choose another --study") from None
+        else:
+            return folder
+
+
+def write_study(study: Study) -> None:
+    from proseg.checkpoint import write_atomically
+
+    write_atomically(study.folder / MANIFEST, (study.model_dump_json(indent=1) + "\n").encode())
+
+
+def read_study(folder: Path) -> Study:
+    """Raises StudyError where the folder is not that of a study."""
+    try:
+        return Study.model_validate_json((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise StudyError(f"{folder} is not the folder of a study: it has no {MANIFEST}") from None
+    except ValidationError as error:
+        raise StudyError(f"{folder / MANIFEST} is damaged or of another version: {error.errors()[0]['msg']}") from None
+
+
+def find_study(home: Path, name: str | None) -> Study:
+    """A study by its name, or the latest.
+
+    Raises:
+        StudyError: there is none; the message lists those there are.
+    """
+    folders = {path.parent.name: path.parent for path in studies_folder(home).glob(f"*/{MANIFEST}")}
+    if not folders:
+        raise StudyError(
+            f"there is no study in {home} yet: `proseg-tune launch demo` makes one "
+            "(PROSEG_HOME names another workspace)"
+        )
+    if name is not None:
+        if name not in folders:
+            raise StudyError(f"there is no study {name!r} in {home}; there are {', '.join(sorted(folders))}")
+        return read_study(folders[name])
+    latest = max(folders.values(), key=lambda folder: json.loads((folder / MANIFEST).read_text())["created"])
+    return read_study(latest)
+
+
+def write_state(study: Study, state: State, reason: str = "") -> None:
+    from proseg.checkpoint import write_atomically
+
+    record = {"state": state, "reason": reason, "time": time.time(), "pid": os.getpid()}
+    write_atomically(study.folder / "state.json", json.dumps(record).encode())
+
+
+def read_state(study: Study) -> str:
+    """running, finished, interrupted or failed; a study whose process is gone is interrupted, whatever it wrote."""
+    path = study.folder / "state.json"
+    record = json.loads(path.read_text()) if path.exists() else {"state": "interrupted", "pid": 0}
+    if record["state"] == "running" and not _alive(record["pid"]):
+        return "interrupted"
+    return record["state"]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sanitised(name: str) -> str:
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name)
+
+
+def _readable() -> str:
+    adjectives = [
+        "amber",
+        "brisk",
+        "calm",
+        "clear",
+        "eager",
+        "fair",
+        "gentle",
+        "keen",
+        "lively",
+        "lucid",
+        "mellow",
+        "nimble",
+        "patient",
+        "quiet",
+        "steady",
+        "warm",
+    ]
+    nouns = [
+        "alder",
+        "birch",
+        "cedar",
+        "crane",
+        "finch",
+        "grove",
+        "harbor",
+        "heron",
+        "lark",
+        "maple",
+        "meadow",
+        "otter",
+        "reed",
+        "river",
+        "sparrow",
+        "wren",
+    ]
+    return f"{secrets.choice(adjectives)}-{secrets.choice(nouns)}-{secrets.randbelow(90) + 10}"
+
+
+def known_names(home: Path) -> Iterator[str]:
+    yield from sorted(path.parent.name for path in studies_folder(home).glob(f"*/{MANIFEST}"))

@@ -1,0 +1,120 @@
+"""The final table and the leaderboard, as Markdown, JSON and Parquet. What is simulated says so in each of them."""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from orchestrator.results import Trial, ranked
+from orchestrator.retrain import FoldResult, summary
+from orchestrator.study import Study
+from proseg.checkpoint import write_atomically
+
+PERSONAL = ("ged", "dice_soft", "dice_max", "dice_match")
+TITLES = {"ged": "GED", "dice_soft": "D_soft", "dice_max": "D_max", "dice_match": "D_match", "dice_mean": "D_mean"}
+NESTED = (
+    "The configuration was chosen on the validation patients of fold {fold} of {data}. Its test patients played no "
+    "part in that; those of the other folds did, as training or validation patients of the search."
+)
+
+
+def columns(metrics: dict[str, Any], *, prior: bool) -> list[str]:
+    """The paper's columns in its order (Tables 1 and 3)."""
+    if prior:
+        return [f"prior_{name}" for name in PERSONAL]
+    raters = sorted((name for name in metrics if name.startswith("dice_a")), key=lambda name: int(name[6:]))
+    return [*PERSONAL, *raters, "dice_mean"]
+
+
+def title(metric: str) -> str:
+    name = metric.removeprefix("prior_")
+    return TITLES.get(name, name.replace("dice_a", "D_A"))
+
+
+def final_rows(results: Sequence[FoldResult]) -> list[dict[str, Any]]:
+    """One row for each data set and way of sampling; `cells` holds {column: (mean, std)}."""
+    rows = []
+    for data, metrics in summary(results).items():
+        folds = [result for result in results if result.data == data]
+        for prior in (False, True):
+            names = columns(metrics, prior=prior)
+            rows.append({
+                "data": data, "label": folds[0].label, "folds": len(folds), "cases": sum(f.cases for f in folds),
+                "patients": sum(f.patients for f in folds),
+                "samples": f"{folds[0].prior_samples} (prior)" if prior else f"{folds[0].samples} (one a rater)",
+                "cells": {title(name): (metrics[name]["mean"], metrics[name]["std"]) for name in names},
+            })  # fmt: skip
+    return rows
+
+
+def cell(column: str, mean_std: tuple[float, float], folds: int) -> str:
+    """GED with four decimals, Dice in percent, as in the paper; a single fold has no deviation."""
+    mean, std = mean_std
+    scale, digits = (1, 4) if column == "GED" else (100, 2)
+    deviation = f" ± {scale * std:.{digits}f}" if folds > 1 else ""
+    return f"{scale * mean:.{digits}f}{deviation}"
+
+
+def final_markdown(study: Study, results: Sequence[FoldResult]) -> str:
+    """The table in Markdown, with what must be known to read it."""
+    lines = [f"## Final stage of {study.name}", ""]
+    rows = final_rows(results)
+    heads = list(dict.fromkeys(name for row in rows for name in row["cells"]))
+    lines += ["| data | S | folds | test cases | " + " | ".join(heads) + " |", "|---" * (4 + len(heads)) + "|"]
+    for row in rows:
+        cells = (cell(name, row["cells"][name], row["folds"]) if name in row["cells"] else "" for name in heads)
+        lines.append(
+            f"| {row['data']} | {row['samples']} | {row['folds']} | {row['cases']} | " + " | ".join(cells) + " |"
+        )
+    lines += ["", *(f"- {note}" for note in notes(study, results))]
+    return "\n".join(lines) + "\n"
+
+
+def notes(study: Study, results: Sequence[FoldResult]) -> list[str]:
+    """What a reader must know beside the numbers."""
+    labels = dict.fromkeys(f"{result.data}: {result.label}." for result in results)
+    missing = [f"{final.stage.data} was left out: {final.missing}." for final in study.finals if final.missing]
+    return [
+        *labels, *missing,
+        "Mean ± population standard deviation over folds of patients; evaluated once, at the best epoch by validation.",
+        "GED depends on the number of samples S: compare rows of equal S only. D_A1.. are identity Dice (no matching).",
+        NESTED.format(fold=study.space.fold, data=study.data.name),
+    ]  # fmt: skip
+
+
+def leaderboard_markdown(study: Study, trials: Sequence[Trial], count: int = 10) -> str:
+    """The best trials, for the page of the study in MLflow."""
+    metric = study.criterion.metric
+    lines = [f"**{study.name}** · {study.data.name}: {study.data.label}", "",
+             f"| trial | {metric} (val) | state | epochs | configuration |", "|---|---|---|---|---|"]  # fmt: skip
+    for trial in ranked(trials, study.criterion)[:count]:
+        lines.append(f"| {trial.name} | {trial.objective:.4f} | {trial.state} | {trial.epoch} | {settings(trial)} |")
+    return "\n".join(lines) + "\n"
+
+
+def settings(trial: Trial) -> str:
+    """The searched values in one line."""
+    return ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+                     for name, value in trial.values.items())  # fmt: skip
+
+
+def write_tables(study: Study, results: Sequence[FoldResult]) -> list[Path]:
+    """final.json, final.md and final.parquet in the study's folder."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    document = {"study": study.name, "notes": notes(study, results), "summary": summary(results),
+                "folds": [asdict(result) for result in results]}  # fmt: skip
+    flat = [{**{k: v for k, v in asdict(r).items() if k != "metrics"}, **r.metrics} for r in results]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(flat), buffer)
+    contents = {
+        "final.json": json.dumps(document, indent=1).encode(),
+        "final.md": final_markdown(study, results).encode(),
+        "final.parquet": buffer.getvalue(),
+    }
+    for name, content in contents.items():
+        write_atomically(study.folder / name, content)
+    return [study.folder / name for name in contents]

@@ -1,0 +1,294 @@
+"""Where numbers go: MLflow, one parent run per study, one child per trial, one run per final fold.
+
+Only the driver talks to MLflow, so a SQLite store has one writer and a trial never waits for a server. Everything that
+is sent also lies in the study's folder: a server that goes away costs nothing but the wait for it to come back.
+"""
+
+import getpass
+import logging
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from orchestrator.results import Trial, ranked
+from orchestrator.study import DataRef, Study, StudyError
+from proseg.config import TrainConfig
+from proseg.fit import BEST, CONFIG, read_epochs
+from search_spaces.space import Float
+
+SECONDS_BETWEEN_RETRIES = 30.0
+DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}  # fmt: skip
+"""The client's own defaults block for four minutes where nobody answers."""
+
+
+class Tracker(Protocol):
+    """What a study tells whoever keeps its record."""
+
+    def trial_started(self, trial: Trial) -> None: ...
+    def trial_epochs(self, trial: Trial) -> None: ...
+    def trial_ended(self, trial: Trial) -> None: ...
+    def fold_ended(self, data: DataRef, fold: int, config: TrainConfig, summary: dict[str, float]) -> None: ...
+    def artifact(self, path: Path) -> None: ...
+    def study_ended(self, state: str, trials: Sequence[Trial], summary: dict[str, float], note: str) -> None: ...
+
+
+class MlflowTracker:
+    """Sends records in order; what cannot be sent now is kept and sent later."""
+
+    def __init__(self, study: Study, home: Path):
+        """Open the store and the parent run of a study.
+
+        Raises:
+            StudyError: MLflow cannot be reached; nothing has been started yet.
+        """
+        from mlflow.exceptions import MlflowException
+
+        from mlflow import MlflowClient
+
+        quieten()
+        self._study, self._waiting, self._retry_at = study, deque[Callable[[], None]](), 0.0
+        self._runs: dict[str, str] = {}
+        self._sent_epochs: dict[str, int] = {}
+        self.uri = tracking_uri(home)
+        try:
+            self._client = MlflowClient(self.uri)
+            self.experiment = self._open_experiment(home)
+            self._create("study", study.name, kind="study", parent=None, tags={"proseg.state": "running"})
+        except MlflowException as error:
+            raise StudyError(
+                f"MLflow at {self.uri} cannot be used: {_first_line(error)}; "
+                "mend MLFLOW_TRACKING_URI or unset it to use the workspace's own store"
+            ) from None
+        self._send(lambda: self._log_params("study", _study_params(study)))
+        self._send(lambda: self._log_data("study", study.data, study.space.fold))
+        self.artifact(study.folder / "study.json")
+
+    # --- the study's events -------------------------------------------------------------------------------------------
+
+    def trial_started(self, trial: Trial) -> None:
+        config = self._study.config_of(trial.values)
+        tags = {"proseg.trial": str(trial.number), "proseg.state": "running"}
+        self._send(lambda: self._create(trial.name, _run_name(trial), kind="trial", parent="study", tags=tags))
+        self._send(lambda: self._log_params(trial.name, _trial_params(self._study, trial, config)))
+        self._send(lambda: self._log_data(trial.name, self._study.data, self._study.space.fold))
+
+    def trial_epochs(self, trial: Trial) -> None:
+        self._epochs(trial.name, self._study.trial_folder(trial.number))
+
+    def trial_ended(self, trial: Trial) -> None:
+        folder = self._study.trial_folder(trial.number)
+        self._epochs(trial.name, folder)
+        tags = {"proseg.state": trial.state} | ({"proseg.reason": trial.reason} if trial.reason else {})
+        self._files(trial.name, [folder / CONFIG, folder / BEST, folder / "failure.json"])
+        self._end(trial.name, "FAILED" if trial.state == "failed" else "FINISHED", tags)
+
+    def fold_ended(self, data: DataRef, fold: int, config: TrainConfig, summary: dict[str, float]) -> None:
+        key, folder = f"final/{data.name}/{fold}", self._study.final_folder(data.name, fold)
+        if "final" not in self._runs:
+            self._send(lambda: self._create("final", "final stage", kind="final", parent="study", tags={}))
+        tags = {"proseg.fold": str(fold), "proseg.data": data.name, "proseg.state": "complete"}
+        self._send(lambda: self._create(key, f"{data.name} fold {fold}", kind="fold", parent="final", tags=tags))
+        self._send(lambda: self._log_params(key, {f"config/{n}": v for n, v in config.flat().items()}))
+        self._send(lambda: self._log_data(key, data, fold))
+        self._epochs(key, folder)
+        self._metrics(key, {f"test/{name}": value for name, value in summary.items()}, step=config.epochs)
+        self._files(key, [folder / CONFIG, folder / BEST, folder / "result.json", folder / "cases.parquet"])
+        self._end(key, "FINISHED", {})
+
+    def artifact(self, path: Path) -> None:
+        self._files("study", [path])
+
+    def study_ended(self, state: str, trials: Sequence[Trial], summary: dict[str, float], note: str) -> None:
+        order = ranked(trials, self._study.criterion)
+        if order and order[0].objective is not None:
+            self._metrics("study", {f"objective/{self._study.criterion.metric}": order[0].objective}, step=len(trials))
+            best = order[0]
+            self._send(lambda: self._client.set_tag(self._runs[best.name], "proseg.best", "true"))
+        self._metrics("study", summary, step=len(trials))
+        if "final" in self._runs:
+            self._metrics("final", summary, step=0)
+            self._end("final", "FINISHED", {"proseg.state": "complete"})
+        status = {"finished": "FINISHED", "interrupted": "KILLED"}.get(state, "FAILED")
+        self._end("study", status, {"proseg.state": state, "mlflow.note.content": note})
+        self._flush(now=True)
+
+    @property
+    def waiting(self) -> int:
+        """Records that MLflow has not taken yet."""
+        return len(self._waiting)
+
+    # --- sending ------------------------------------------------------------------------------------------------------
+
+    def _send(self, operation: Callable[[], Any]) -> None:
+        self._waiting.append(operation)
+        self._flush()
+
+    def _flush(self, *, now: bool = False) -> None:
+        """Send what waits, in order, until MLflow does not answer; then not again for a while."""
+        from mlflow.exceptions import MlflowException
+
+        if not now and time.monotonic() < self._retry_at:
+            return
+        while self._waiting:
+            try:
+                self._waiting[0]()
+            except MlflowException as error:
+                if not self._retry_at:
+                    logging.getLogger(__name__).warning(
+                        "MLflow does not answer (%s); the study goes on and its records wait", _first_line(error)
+                    )
+                self._retry_at = time.monotonic() + SECONDS_BETWEEN_RETRIES
+                return
+            self._waiting.popleft()
+        self._retry_at = 0.0
+
+    def _open_experiment(self, home: Path) -> str:
+        name = f"proseg-tune/{self._study.space.name}"
+        found = self._client.get_experiment_by_name(name)
+        if found:
+            return found.experiment_id
+        location = (artifact_folder(home) / self._study.space.name).as_uri() if self.uri == local_uri(home) else None
+        return self._client.create_experiment(
+            name, artifact_location=location, tags={"mlflow.experimentKind": "custom_model_development"}
+        )
+
+    def _create(self, key: str, name: str, *, kind: str, parent: str | None, tags: dict[str, str]) -> None:
+        uid = f"{self._study.name}/{key}"
+        if self._retry_at:  # it may have been made by the attempt that got no answer
+            found = self._client.search_runs([self.experiment], f"tags.`proseg.uid` = '{uid}'", max_results=1)
+            if found:
+                self._runs[key] = found[0].info.run_id
+                return
+        common = {
+            "proseg.uid": uid, "proseg.kind": kind, "proseg.study": self._study.name,
+            "proseg.space": self._study.space.name, "proseg.space_digest": self._study.space_digest,
+            "proseg.seed": str(self._study.seed), "proseg.code": self._study.environment["git"],
+            "proseg.version": self._study.environment["proseg-tune"], "mlflow.user": getpass.getuser(),
+            "mlflow.source.name": "proseg-tune",
+        }  # fmt: skip
+        family = {"mlflow.parentRunId": self._runs[parent]} if parent else {}
+        run = self._client.create_run(self.experiment, run_name=name, tags=common | family | tags)
+        self._runs[key] = run.info.run_id
+
+    def _log_params(self, key: str, params: dict[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        self._client.log_batch(self._runs[key], params=[Param(name, str(value)) for name, value in params.items()])
+
+    def _log_data(self, key: str, data: DataRef, fold: int) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(data.name, data.fingerprint[:12], "local", data.folder.as_uri())
+        tags = [InputTag("mlflow.data.context", "training"), InputTag("fold", str(fold))]
+        self._client.log_inputs(self._runs[key], [DatasetInput(dataset, tags)])
+        for name, value in (("proseg.data", data.name), ("proseg.data_digest", data.fingerprint[:12]),
+                            ("proseg.data_label", data.label)):  # fmt: skip
+            self._client.set_tag(self._runs[key], name, value)
+
+    def _epochs(self, key: str, folder: Path) -> None:
+        """Send the epochs that have not been sent, with the time at which they ended."""
+        new = [record for record in read_epochs(folder) if record["epoch"] > self._sent_epochs.get(key, 0)]
+        for record in new:
+            metrics = record["metrics"] | {f"objective/{self._study.criterion.metric}": record["best"]}
+            self._metrics(key, metrics, step=record["epoch"], seconds=record["time"])
+            self._sent_epochs[key] = record["epoch"]
+
+    def _metrics(self, key: str, values: dict[str, float], *, step: int, seconds: float | None = None) -> None:
+        from mlflow.entities import Metric
+
+        # The time is taken now and not when it is sent: sending twice must be the same point.
+        when = int(1000 * (time.time() if seconds is None else seconds))
+        points = [Metric(name, value, when, step) for name, value in values.items() if math.isfinite(value)]
+        self._send(lambda: self._client.log_batch(self._runs[key], metrics=points))
+
+    def _files(self, key: str, paths: Iterable[Path]) -> None:
+        for path in paths:
+            if path.exists():
+                self._send(lambda path=path: self._client.log_artifact(self._runs[key], str(path)))
+
+    def _end(self, key: str, status: str, tags: dict[str, str]) -> None:
+        for name, value in tags.items():
+            self._send(lambda name=name, value=value: self._client.set_tag(self._runs[key], name, value))
+        self._send(lambda: self._client.set_terminated(self._runs[key], status))
+
+
+# --- addresses --------------------------------------------------------------------------------------------------------
+
+
+def local_uri(home: Path) -> str:
+    """The store in the workspace."""
+    return f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"
+
+
+def artifact_folder(home: Path) -> Path:
+    return home / "mlflow" / "artifacts"
+
+
+def tracking_uri(home: Path) -> str:
+    """MLFLOW_TRACKING_URI if it is set, else the store in the workspace, whose folder is made."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if given:
+        return given
+    (home / "mlflow").mkdir(parents=True, exist_ok=True)
+    return local_uri(home)
+
+
+def study_page(server: str, experiment: str, study: Study) -> str:
+    """The address that lists a study's trials, best first. Without the filter MLflow shows one collapsed row."""
+    query = f"tags.`proseg.study` = '{study.name}' and tags.`proseg.kind` = 'trial'"
+    metric = f"metrics.`objective/{study.criterion.metric}`"
+    ascending = str(not study.criterion.maximize).lower()
+    return (f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning&searchFilter={quote(query)}"
+            f"&orderByKey={quote(metric)}&orderByAsc={ascending}&compareRunsMode=CHART")  # fmt: skip
+
+
+def quieten() -> None:
+    """MLflow's telemetry off, its waits short and its log at warnings, unless the user has set it otherwise."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def _run_name(trial: Trial) -> str:
+    """Number first and the first values after it: the list of runs cuts names at some twenty characters."""
+    shown = [f"{name.split('.')[-1]}{value:.2g}" for name, value in trial.values.items() if isinstance(value, float)]
+    return " ".join([trial.name, *shown[:2]])
+
+
+def _trial_params(study: Study, trial: Trial, config: TrainConfig) -> dict[str, Any]:
+    """Searched fields under model/, loss/, optim/; the others under fixed/, out of the way of comparisons."""
+    params: dict[str, Any] = {}
+    for name, value in config.flat().items():
+        if name not in trial.values:
+            params[f"fixed/{name}"] = value
+            continue
+        params[name.replace(".", "/", 1)] = value
+        dimension = study.space.search[name]
+        if isinstance(dimension, Float) and dimension.log:  # MLflow's parallel coordinates have linear axes only
+            group, leaf = name.rsplit(".", 1)
+            params[f"{group}/log10_{leaf}"] = round(math.log10(value), 4)
+    return params
+
+
+def _study_params(study: Study) -> dict[str, Any]:
+    plan = {"trials": study.trials, "epochs": study.base.epochs, "workers": study.resources.workers,
+            "concurrent": study.resources.concurrent, "objective": study.criterion.metric,
+            "scheduler": study.space.scheduler.kind, "seed": study.seed}  # fmt: skip
+    return plan | {f"version/{name}": value for name, value in study.environment.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

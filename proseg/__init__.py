@@ -1,0 +1,21 @@
+"""ProSeg: a probabilistic model of multi-rater medical image segmentation.
+
+Importing this package imports neither torch nor anything else that is slow.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from proseg.exported import ExportedModel
+
+__all__ = ["load"]
+
+
+def load(folder: str | Path) -> ExportedModel:
+    """Load a model that `proseg-tune best --export` wrote. See `proseg.exported.ExportedModel`."""
+    from proseg.exported import load
+
+    return load(folder)

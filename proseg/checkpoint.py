@@ -1,0 +1,100 @@
+"""Checkpoints: one safetensors file, written whole or not at all.
+
+Reading one cannot execute code: it holds tensors and, in its header, JSON. `last` resumes a training to the bit, `best`
+is the weights to keep.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from proseg.config import TrainConfig, parse
+from proseg.errors import CheckpointError, ConfigError
+
+FORMAT = "proseg-checkpoint/1"
+MODEL, OPTIMIZER = "model.", "optimizer."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    config: TrainConfig
+    epoch: int
+    metrics: dict[str, float]
+    channels: int
+    raters: int
+    model: dict[str, torch.Tensor]
+    """The state dict of the model."""
+    optimizer: dict[int, dict[str, torch.Tensor]]
+    """The state of the optimiser by parameter number; empty in a file that is not for resuming."""
+    extra: dict[str, Any]
+    """JSON values of the caller's."""
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint; a crash leaves the file that was there, or none."""
+    tensors = {MODEL + name: value for name, value in checkpoint.model.items()}
+    for number, state in checkpoint.optimizer.items():
+        tensors |= {f"{OPTIMIZER}{number}.{name}": value for name, value in state.items()}
+    header = {
+        "format": FORMAT, "config": checkpoint.config.model_dump_json(), "epoch": str(checkpoint.epoch),
+        "metrics": json.dumps(checkpoint.metrics), "channels": str(checkpoint.channels),
+        "raters": str(checkpoint.raters), "extra": json.dumps(checkpoint.extra),
+    }  # fmt: skip
+    write_atomically(path, save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, header))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, damaged or of another kind.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged ({error})") from None
+    if header.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of this program (format {header.get('format')!r})")
+    try:
+        return Checkpoint(
+            config=parse(header["config"]), epoch=int(header["epoch"]), metrics=json.loads(header["metrics"]),
+            channels=int(header["channels"]), raters=int(header["raters"]), extra=json.loads(header["extra"]),
+            model={name.removeprefix(MODEL): value for name, value in tensors.items() if name.startswith(MODEL)},
+            optimizer=_optimizer(tensors),
+        )  # fmt: skip
+    except (KeyError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"checkpoint {path} has a damaged header ({error})") from None
+
+
+def _optimizer(tensors: Mapping[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith(OPTIMIZER):
+            number, entry = name.removeprefix(OPTIMIZER).split(".", 1)
+            state.setdefault(int(number), {})[entry] = value
+    return state
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file by one that is complete and on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

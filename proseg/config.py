@@ -1,0 +1,129 @@
+"""Everything that decides the outcome of one training, and nothing about where it runs.
+
+Frozen and complete: a value that is not allowed fails when the configuration is made, with its full name.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+
+from proseg.errors import ConfigError
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class ModelConfig(_Part):
+    width: PositiveInt = 16
+    """Channels of the U-Net's first level; they double at each level down."""
+    levels: int = Field(default=4, ge=1, le=7)
+    """Resolutions of the U-Net, the full one included."""
+    z_channels: PositiveInt = 16
+    """Cz: channels of the spatial latent z."""
+    z_grid: PositiveInt | None = None
+    """Cells along the image's longer side on which the noise of z is drawn (then upsampled to the image).
+    None, or the image's own size: independent noise in every pixel, as in the paper."""
+    tau_size: int = Field(default=8, ge=2)
+    """K: size of the Dirichlet latent tau, the rater's preference."""
+    concentration: PositiveFloat = 1.0
+    """alpha_0: concentration of the Dirichlet prior over tau."""
+    predictor_width: PositiveInt = 32
+    """Channels of the segmentation predictor p(y | tau, z)."""
+
+
+class LossConfig(_Part):
+    """Weights of the negative ELBO (eq. 8 and 9); the segmentation term has weight 1 and is the unit."""
+
+    segmentation: Literal["ce", "dice", "ce_dice"] = "ce"
+    """ce is the paper's; its authors' release trains on soft Dice."""
+    w_rec: NonNegativeFloat = 1.0
+    """Weight of the image's reconstruction, mean squared error."""
+    w_cls: NonNegativeFloat = 1.0
+    """Weight of the classification of the rater from tau, cross-entropy."""
+    beta_z: NonNegativeFloat = 1.0
+    """Weight of KL(q(z|x) || N(0, I)), a mean over elements."""
+    beta_tau: NonNegativeFloat = 1.0
+    """Weight of KL(q(tau|r) || Dir(alpha_0))."""
+
+
+class OptimConfig(_Part):
+    name: Literal["adam", "adamw"] = "adam"
+    lr: PositiveFloat = 1e-4
+    """Peak learning rate."""
+    weight_decay: NonNegativeFloat = 0.0
+    schedule: Literal["constant", "onecycle"] = "constant"
+    """onecycle: linear warm-up over the first 15 % of the steps, then a cosine to zero."""
+    grad_clip: PositiveFloat | None = None
+    """Largest norm of the gradient; None: not clipped."""
+
+
+class DataConfig(_Part):
+    crop: PositiveInt | None = None
+    """Side of the central square that is cut out of every image, pixels; None: the whole image."""
+    flip: bool = True
+    """Augmentation: random mirror images and quarter turns, image and masks together."""
+    noise: NonNegativeFloat = 0.0
+    """Augmentation: standard deviation of Gaussian noise added to the normalised image."""
+
+
+class TrainConfig(_Part):
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    data: DataConfig = DataConfig()
+    epochs: PositiveInt = 100
+    batch_size: PositiveInt = 12
+    """Images per optimiser step, over all ranks together."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of initial weights, order, augmentation and latent noise."""
+
+    def with_values(self, values: Mapping[str, Any]) -> "TrainConfig":
+        """A new configuration with some fields changed, named by their full path: `{"optim.lr": 1e-3}`.
+
+        Raises:
+            ConfigError: a name is not a field, or its value is not allowed.
+        """
+        changed = self.model_dump()
+        for name, value in values.items():
+            if name not in field_names():
+                raise ConfigError(f"unknown field {name!r}; the fields are {', '.join(field_names())}")
+            *parents, leaf = name.split(".")
+            part = changed
+            for parent in parents:
+                part = part[parent]
+            part[leaf] = value
+        return parse(changed)
+
+    def flat(self) -> dict[str, Any]:
+        """All fields under their full path, in the order of the class."""
+        return dict(_leaves(self.model_dump()))
+
+
+def parse(values: Mapping[str, Any] | str) -> TrainConfig:
+    """A configuration from nested values or from JSON.
+
+    Raises:
+        ConfigError: naming every field at fault and what is allowed.
+    """
+    try:
+        if isinstance(values, str):
+            return TrainConfig.model_validate_json(values)
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors())
+        raise ConfigError("; ".join(faults)) from None
+
+
+def field_names() -> tuple[str, ...]:
+    """The full path of every field."""
+    return tuple(name for name, _ in _leaves(TrainConfig().model_dump()))
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = ""):
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,1 @@
+"""Data sets: their sources, the prepared store, patient-disjoint folds, batches."""

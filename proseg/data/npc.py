@@ -1,0 +1,268 @@
+"""The NPC data set: the HDF5 layout of MMIS-2024 task 1 (NPC-170), multi-modal MR of the nasopharynx with four raters.
+
+    training/Sample_<i>.h5                volumes: t1, t1c, t2, label_a1, label_a2, ..., voxel_spacing
+    training_2d/Sample_<i>_slice_<k>.h5   the training volumes again, slice by slice
+    validation/Sample_<i>.h5              volumes
+    testing/Sample_<i>.h5                 volumes; not in the public release
+
+`training_2d` is never read. It is cut from all training volumes, so that it keeps the slices of volumes which the
+split holds out: training on it leaks the validation set. The slices come from the volumes of each part instead.
+
+Shapes: C modalities, R raters, D slices, H rows, W columns.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from proseg.data.case import Slice
+from proseg.errors import DataError
+
+LABEL = "NPC (MMIS-2024 task 1)"
+STANDIN_LABEL = "NPC stand-in: synthetic volumes, no patient, no expert"
+
+CHANNELS = ("t1", "t1c", "t2")
+SPACING = "voxel_spacing"
+STANDIN = "standin"
+"""HDF5 attribute that marks a synthetic file."""
+
+MIN_RATERS = 2
+NUMERIC_KINDS = "fiub"
+"""numpy dtype kinds: float, signed and unsigned integer, bool."""
+
+DAMAGE = (OSError, KeyError, RuntimeError, ValueError)
+"""What h5py raises over damaged bytes, depending on what they stood for."""
+
+PUBLISHED_FOLDER = "MMIS2024TASK1"
+
+
+@dataclass(frozen=True)
+class NpcFiles:
+    """The volume files of each part, in numeric order."""
+
+    folder: Path
+    """The folder that holds `training/`."""
+    train: tuple[Path, ...]
+    val: tuple[Path, ...]
+    test: tuple[Path, ...]
+    standin: bool
+    """Synthetic volumes: whatever is made from them must carry STANDIN_LABEL."""
+
+
+@dataclass(frozen=True)
+class NpcVolume:
+    """One examination with the masks of all its raters."""
+
+    images: np.ndarray
+    """[C, D, H, W] float32, in the order of CHANNELS, as stored: zero mean and unit variance over the volume."""
+    labels: np.ndarray
+    """[R, D, H, W] bool; rater r is `label_a<r + 1>`, a person, hence never sorted."""
+    voxel_spacing: tuple[float, float, float]
+    """(z, y, x) in mm; ones where the file does not say."""
+    standin: bool
+
+
+def find(folder: Path) -> NpcFiles:
+    """The volumes of `folder`, or of `folder/MMIS2024TASK1`, split by subject.
+
+    Where `testing/` holds volumes, each folder is its part. Where it does not, as in the public release (100 training
+    and 20 validation volumes), the split is the paper's 80/20/20: the last fifth of training becomes validation, and
+    `validation/` serves as test. Apart from the names, only the first training volume is looked into.
+    """
+    root = _root(folder)
+    training, validation = _some_volumes(root / "training"), _some_volumes(root / "validation")
+    testing = _volumes(root / "testing")
+    if not testing:
+        testing = validation
+        training, validation = _hold_out_last_fifth(training)
+    return NpcFiles(root, training, validation, testing, standin=is_standin(training[0]))
+
+
+def is_standin(path: Path) -> bool:
+    """Whether this file was written by the stand-in generator."""
+    with _opened(path) as file:
+        return STANDIN in file.attrs
+
+
+def read_volume(path: Path) -> NpcVolume:
+    """Read and check one volume; raises DataError, with the file and the key, where it is not what it claims to be."""
+    with _opened(path) as file:
+        image_arrays = [_array(file, key) for key in CHANNELS]
+        label_keys = _label_keys(file)
+        label_arrays = [_array(file, key) for key in label_keys]
+        spacing, standin = _spacing(file), STANDIN in file.attrs
+
+    keys = (*CHANNELS, *label_keys)
+    _check_shapes(path, dict(zip(keys, [*image_arrays, *label_arrays], strict=True)))
+    images = [_finite(path, key, array) for key, array in zip(CHANNELS, image_arrays, strict=True)]
+    labels = [_binary(path, key, array) for key, array in zip(label_keys, label_arrays, strict=True)]
+    return NpcVolume(np.stack(images), np.stack(labels), spacing, standin)
+
+
+def patient_of(path: Path) -> str:
+    """The patient of a volume file: "training/Sample_12". Whether the parts of a release share one numbering is not
+    documented, so the part belongs to the name."""
+    return f"{path.parent.name}/{path.stem}"
+
+
+def slices(paths: Iterable[Path], crop: int = 128) -> Iterator[Slice]:
+    """Every slice of the volumes, the empty ones included, in ascending z, cut to the central crop x crop pixels.
+
+    Smaller slices are padded: images with the least value of the channel in the volume, which is background, and
+    labels with zeros. The published loaders squeeze the whole slice to 128 x 128 instead, which makes a millimetre
+    something else in each patient and direction.
+    """
+    kinds = set()
+    for path in paths:
+        volume = read_volume(path)
+        kinds.add(volume.standin)
+        if len(kinds) > 1:  # neither LABEL nor STANDIN_LABEL would be true of the result
+            raise DataError(f"{path}: stand-in and real volumes are mixed in {path.parent}; keep them in two folders")
+        yield from _cut(volume, patient_of(path), crop)
+
+
+def _cut(volume: NpcVolume, name: str, crop: int) -> Iterator[Slice]:
+    images = _centred(volume.images, crop, fill=volume.images.min(axis=(1, 2, 3), keepdims=True))
+    labels = _centred(volume.labels, crop, fill=np.zeros((), dtype=bool))
+    for index in range(images.shape[1]):
+        yield Slice(
+            image=np.ascontiguousarray(images[:, index]),
+            annotations=np.ascontiguousarray(labels[:, index]),
+            rater_mask=np.ones(len(labels), dtype=bool),
+            patient=name,
+            volume=name,
+            z=index * volume.voxel_spacing[0],
+            spacing=volume.voxel_spacing,
+        )
+
+
+def _centred(stack: np.ndarray, crop: int, fill: np.ndarray) -> np.ndarray:
+    """[N, D, H, W] to [N, D, crop, crop] about the centre; `fill` is broadcast to where there is nothing to show."""
+    height, width = stack.shape[-2:]
+    (from_rows, to_rows), (from_columns, to_columns) = _overlap(height, crop), _overlap(width, crop)
+    cut = np.full((*stack.shape[:2], crop, crop), fill, dtype=stack.dtype)
+    cut[..., to_rows, to_columns] = stack[..., from_rows, from_columns]
+    return cut
+
+
+def _overlap(length: int, crop: int) -> tuple[slice, slice]:
+    """Where an axis of `length` and one of `crop` overlap when their centres meet, in the indices of either."""
+    shared = min(length, crop)
+    start, target = (length - shared) // 2, (crop - shared) // 2
+    return slice(start, start + shared), slice(target, target + shared)
+
+
+# The folder
+
+
+def _root(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected the folder that holds {PUBLISHED_FOLDER}/ or training/")
+    for root in (folder, folder / PUBLISHED_FOLDER):
+        if (root / "training").is_dir():
+            return root
+    raise DataError(f"{folder}: expected training/ with volumes Sample_<i>.h5, here or below {PUBLISHED_FOLDER}/")
+
+
+def _volumes(folder: Path) -> tuple[Path, ...]:
+    """The volume files of one part in numeric order; none where there is no such folder."""
+    found = ((re.fullmatch(r"Sample_(\d+)\.h5", path.name), path) for path in folder.glob("Sample_*.h5"))
+    return tuple(path for _, path in sorted((int(match[1]), path) for match, path in found if match))
+
+
+def _some_volumes(folder: Path) -> tuple[Path, ...]:
+    volumes = _volumes(folder)
+    if not volumes:
+        raise DataError(f"{folder}: expected volumes Sample_<i>.h5 in this folder, found none")
+    return volumes
+
+
+def _hold_out_last_fifth(training: tuple[Path, ...]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    held_out = max(1, len(training) // 5)
+    if held_out == len(training):
+        raise DataError(
+            f"{training[0].parent}: expected at least 2 volumes, found 1; "
+            "without testing/ the last fifth of them becomes the validation set"
+        )
+    return training[:-held_out], training[-held_out:]
+
+
+# One file
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """The file, open for reading. Only calls of h5py belong under it: their errors are taken for damage."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(f"{path}: not an HDF5 file, or cut short: {error}") from error
+    with file:
+        try:
+            yield file
+        except DAMAGE as error:
+            raise DataError(f"{path}: the file is damaged: {error}") from error
+
+
+def _array(file: h5py.File, key: str) -> np.ndarray:
+    """The numbers under `key`, of whatever numeric dtype: that of the real files is not documented."""
+    if key not in file:
+        raise DataError(f"{file.filename}: no key '{key}'; found {', '.join(sorted(file)) or 'none'}")
+    try:
+        item = file[key]
+        values = np.asarray(item[()]) if isinstance(item, h5py.Dataset) else None
+    except DAMAGE as error:
+        raise DataError(f"{file.filename}: '{key}' cannot be read, the file is damaged: {error}") from error
+    if values is None or values.dtype.kind not in NUMERIC_KINDS:
+        raise DataError(f"{file.filename}: '{key}' is not an array of numbers")
+    return values
+
+
+def _label_keys(file: h5py.File) -> tuple[str, ...]:
+    """label_a1 to the highest that is there, so that a gap is noticed as a missing key."""
+    numbers = [int(match[1]) for match in (re.fullmatch(r"label_a(\d{1,3})", key) for key in map(str, file)) if match]
+    return tuple(f"label_a{number}" for number in range(1, max([MIN_RATERS, *numbers]) + 1))
+
+
+def _spacing(file: h5py.File) -> tuple[float, float, float]:
+    if SPACING not in file:
+        return (1.0, 1.0, 1.0)
+    values = _array(file, SPACING).ravel().astype(float)
+    if len(values) != 3 or not np.isfinite(values).all() or values.min() <= 0:
+        raise DataError(
+            f"{file.filename}: '{SPACING}' is {values.tolist()}; expected three positive numbers (z, y, x), in mm"
+        )
+    z, y, x = values.tolist()
+    return z, y, x
+
+
+def _check_shapes(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    first, expected = CHANNELS[0], arrays[CHANNELS[0]].shape
+    if len(expected) != 3 or 0 in expected:
+        raise DataError(f"{path}: '{first}' has shape {expected}; expected three axes [z, y, x], none of them empty")
+    for key, array in arrays.items():
+        if array.shape != expected:
+            raise DataError(f"{path}: '{key}' has shape {array.shape}, but '{first}' has {expected}")
+
+
+def _finite(path: Path, key: str, values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, which is reported below
+        image = values.astype(np.float32)
+    bad = image.size - np.count_nonzero(np.isfinite(image))
+    if bad:
+        raise DataError(f"{path}: '{key}' has {bad} pixels that are NaN or infinite")
+    return image
+
+
+def _binary(path: Path, key: str, values: np.ndarray) -> np.ndarray:
+    other = values[(values != 0) & (values != 1)]
+    if other.size:
+        raise DataError(f"{path}: '{key}' has {other.size} pixels other than 0 and 1, the first is {other[0]}")
+    return values == 1

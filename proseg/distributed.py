@@ -1,0 +1,134 @@
+"""One process or many: what training needs to know of its process group, and how ranks are started.
+
+World size is asked, never configured; every function here works without a process group.
+"""
+
+import hashlib
+import os
+import queue
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from proseg.errors import ProSegError
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_device() -> torch.device:
+    """The GPU of this rank, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", rank() % torch.cuda.device_count())
+
+
+def seed_everything(*parts: object) -> None:
+    """Seed torch from (seed, epoch, rank, ...): each rank has its own noise, and an epoch can be entered afresh."""
+    torch.manual_seed(derive_seed(*parts))
+
+
+def derive_seed(*parts: object) -> int:
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def gather_objects(value: T) -> list[T]:
+    """The value of every rank, in rank order, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def run_ranks(function: Callable[..., Iterator[T]], *args: object, ranks: int) -> Iterator[T]:
+    """Run `function(*args)` as every rank of one process group on this machine, yielding what rank 0 yields.
+
+    What it yields must be plain values, not tensors. Closing the iterator ends the ranks; an error in any of them is
+    raised here. With `ranks=1` the function runs in this process, so that a debugger can step into it.
+    """
+    if ranks == 1:
+        yield from function(*args)
+        return
+    context = mp.get_context("spawn")
+    threads = max(1, torch.get_num_threads() // ranks)
+    with tempfile.TemporaryDirectory(prefix="proseg-ranks-") as meeting_place:
+        heard = context.Queue()
+        processes = [
+            context.Process(target=_run_rank, args=(function, args, number, ranks, meeting_place, threads, heard))
+            for number in range(ranks)
+        ]
+        for process in processes:
+            process.start()
+        try:
+            yield from _listen(heard, processes)
+        finally:
+            for process in processes:
+                process.terminate()
+                process.join()
+            heard.close()
+
+
+def _listen(heard: Any, processes: list[Any]) -> Iterator[Any]:
+    """What rank 0 says, until all ranks have ended well; the first error of any rank is raised."""
+    running = len(processes)
+    while running:
+        try:
+            kind, value = heard.get(timeout=1)
+        except queue.Empty:
+            dead = [number for number, process in enumerate(processes) if process.exitcode not in (None, 0)]
+            if dead:
+                codes = ", ".join(f"rank {n}: exit code {processes[n].exitcode}" for n in dead)
+                raise ProSegError(f"a training process ended without a word ({codes})") from None
+            continue
+        if kind == "error":
+            error, text = value
+            raise error from RuntimeError(text)
+        if kind == "value":
+            yield value
+        else:
+            running -= 1
+
+
+def _run_rank(function, args, number: int, ranks: int, meeting_place: str, threads: int, heard) -> None:
+    torch.set_num_threads(threads)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks live on this machine
+    dist.init_process_group(_backend(ranks), init_method=f"file://{Path(meeting_place) / 'group'}", rank=number,
+                            world_size=ranks)  # fmt: skip
+    try:
+        for value in function(*args):
+            if number == 0:
+                heard.put(("value", value))
+        heard.put(("done", None))
+    except Exception as error:  # sent to the parent, which raises it
+        heard.put(
+            ("error", (error if isinstance(error, ProSegError) else RuntimeError(str(error)), traceback.format_exc()))
+        )
+        heard.close()
+        heard.join_thread()
+    finally:
+        dist.destroy_process_group()
+
+
+def _backend(ranks: int) -> str:
+    """NCCL refuses two ranks on one GPU; gloo takes anything."""
+    return "nccl" if torch.cuda.is_available() and torch.cuda.device_count() >= ranks else "gloo"

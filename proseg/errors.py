@@ -1,0 +1,28 @@
+"""The errors a user can act on. Everything else is a bug and keeps its traceback.
+
+ProSegError
+├── ConfigError      a value of a configuration or a search space is not allowed
+├── DataError        a data set is missing, damaged, or not what it claims to be
+├── CheckpointError  a checkpoint or an exported model cannot be read
+└── TrainingError    training cannot go on (the loss is no longer a finite number)
+"""
+
+
+class ProSegError(Exception):
+    """Base of all errors whose message tells the user what is wrong and what to do."""
+
+
+class ConfigError(ProSegError):
+    """A value of a configuration or a search space is not allowed."""
+
+
+class DataError(ProSegError):
+    """A data set is missing, damaged, or not what it claims to be."""
+
+
+class CheckpointError(ProSegError):
+    """A checkpoint or an exported model cannot be read."""
+
+
+class TrainingError(ProSegError):
+    """Training cannot go on."""
