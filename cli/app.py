@@ -109,7 +109,10 @@ def launch(
         from orchestrator.workspace import workspace
 
         home = workspace()
-        options = Options(study, trials, epochs, workers, gpu_share, concurrent, data, max_time, seed, final)
+        options = Options(
+            trials=trials, epochs=epochs, workers=workers, gpu_share=gpu_share, concurrent=concurrent, data=data,
+            max_time=max_time, seed=seed, final=final,
+        )  # fmt: skip
         planned = plan(found, options, home, track=render.track(quiet=as_json))
         if dry_run:
             from orchestrator.estimate import estimate

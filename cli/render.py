@@ -24,8 +24,8 @@ T = TypeVar("T")
 LEADERS = 5
 WIDTH_OF_A_PIPE = 200
 REFRESHES_PER_SECOND = 2
-STATES = ("running", "complete", "stopped early", "failed")
-COLOURS = {"running": "cyan", "complete": "green", "stopped early": "yellow", "failed": "red"}
+STATES = ("running", "complete", "stopped early", "failed", "interrupted")
+COLOURS = {"running": "cyan", "complete": "green", "stopped early": "yellow", "failed": "red", "interrupted": "red"}
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)

@@ -3,16 +3,17 @@
 import signal
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.environment import environment
 from orchestrator.resources import plan_resources
-from orchestrator.results import Trial, read_trials
+from orchestrator.results import Trial, TrialLog, read_trials
 from orchestrator.search import Watcher, ray_session, run_search
 from orchestrator.study import (
     DataRef,
     Final,
+    State,
     Study,
     StudyError,
     base_config,
@@ -22,7 +23,7 @@ from orchestrator.study import (
     write_study,
 )  # fmt: skip
 from orchestrator.tables import leaderboard_markdown, write_tables
-from orchestrator.tracking import MlflowTracker
+from orchestrator.tracking import MlflowTracker, check_server
 from proseg.data.catalog import Track, missing, open_data, silent
 from proseg.data.store import Store
 from proseg.errors import DataError
@@ -33,7 +34,6 @@ from search_spaces.space import SearchSpace, SpaceError
 class Options:
     """What a user asks of a launch; None leaves it to the space or the machine."""
 
-    study: str | None = None
     trials: int | None = None
     epochs: int | None = None
     workers: int = 1
@@ -43,7 +43,6 @@ class Options:
     max_time: float | None = None
     seed: int = 0
     final: bool = True
-    verbose: bool = False
 
 
 def plan(space: SearchSpace, options: Options, home: Path, *, track: Track = silent) -> Study:
@@ -80,7 +79,12 @@ def plan(space: SearchSpace, options: Options, home: Path, *, track: Track = sil
 
 
 def create(study: Study, home: Path, name: str | None, created: float) -> Study:
-    """Give a planned study its name and folder."""
+    """Give a planned study its name and folder.
+
+    Raises:
+        StudyError: the name is taken, or MLflow does not answer; nothing has been written.
+    """
+    check_server(home)
     folder = claim_folder(home, study.space.name, name)
     study = study.model_copy(update={"name": folder.name, "folder": folder, "created": created})
     write_study(study)
@@ -95,10 +99,10 @@ def run(study: Study, home: Path, watcher: Watcher, *, verbose: bool = False) ->
         StudyError: no trial succeeded, or the final stage failed.
         KeyboardInterrupt: the user stopped it; what has been reached is kept.
     """
-    state, note = "failed", ""
-    tracker: MlflowTracker | None = None
+    state: State = "failed"
+    note = ""
+    tracker = MlflowTracker(study, home)
     try:
-        tracker = MlflowTracker(study, home)
         watcher.stage("search")
         with _interruptible(), ray_session(study, verbose=verbose):
             best = run_search(study, tracker, watcher, verbose=verbose)
@@ -110,9 +114,13 @@ def run(study: Study, home: Path, watcher: Watcher, *, verbose: bool = False) ->
         state = "interrupted"
         raise
     finally:
-        write_state(study, "finished" if state == "finished" else "interrupted" if state == "interrupted" else "failed")
-        if tracker is not None:
-            _close(study, tracker, state, note)
+        write_state(study, state)
+        _close(study, tracker, state, note)
+    if tracker.waiting:
+        raise StudyError(
+            f"MLflow at {tracker.uri} did not take {tracker.waiting} records of study {study.name}; "
+            f"all of them are kept in {study.folder}"
+        )
 
 
 def _finish(study: Study, best: Trial, tracker: MlflowTracker, watcher: Watcher) -> str:
@@ -128,16 +136,22 @@ def _finish(study: Study, best: Trial, tracker: MlflowTracker, watcher: Watcher)
 def _close(study: Study, tracker: MlflowTracker, state: str, note: str) -> None:
     from orchestrator.retrain import read_results, summary
 
+    _end_running_trials(study, tracker)
     trials = read_trials(study)
     table = summary(read_results(study))
     numbers = {f"cv/{data}/{name}_{kind}": values[kind] for data, metrics in table.items()
                for name, values in metrics.items() for kind in ("mean", "std")}  # fmt: skip
     tracker.study_ended(state, trials, numbers, "\n".join([leaderboard_markdown(study, trials), note]))
-    if tracker.waiting:
-        raise StudyError(
-            f"MLflow at {tracker.uri} did not take {tracker.waiting} records of study {study.name}; "
-            f"all of them are kept in {study.folder}"
-        )
+
+
+def _end_running_trials(study: Study, tracker: MlflowTracker) -> None:
+    """A trial must not seem to run in a study that has ended."""
+    log = TrialLog(study.folder)
+    for trial in read_trials(study):
+        if trial.state == "running":
+            ended = replace(trial, state="interrupted", reason="the study was ended while it ran")
+            log.append(ended)
+            tracker.trial_ended(ended)
 
 
 def _open(name: str, home: Path, jobs: int, track: Track) -> Store:

@@ -17,7 +17,7 @@ from orchestrator.study import Study
 from proseg.fit import Criterion
 
 LOG = "trials.jsonl"
-TrialState = Literal["running", "complete", "stopped early", "failed"]
+TrialState = Literal["running", "complete", "stopped early", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ def ray_session(study: Study, *, verbose: bool) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours: Tune would go on as if all were done
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "1" if verbose else "0")  # the new output has no way to be silent
     level = logging.INFO if verbose else logging.ERROR
     ray.init(
@@ -109,6 +110,7 @@ class _Recorder(tune.Callback):
         self._study, self._tracker, self._watcher = study, tracker, watcher
         self._log = TrialLog(study.folder)
         self._started: dict[int, float] = {}
+        self._end_of_time = time.monotonic() + study.max_time if study.max_time else float("inf")
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks for a restore that is never asked for
@@ -130,8 +132,9 @@ class _Recorder(tune.Callback):
         if "epoch" not in result:
             self._end(self._record(trial, {}, "failed", "it was ended before its first epoch was over"))
         elif result["epoch"] < self._study.base.epochs:
-            # ASHA stops at a rung; a trial that ran out of the study's time looks the same to Ray.
-            reason = f"stopped early at epoch {result['epoch']} of {self._study.base.epochs}"
+            # Ray does not say which of the two it was.
+            why = "the time of the search was over" if time.monotonic() >= self._end_of_time else "ASHA"
+            reason = f"{why}: epoch {result['epoch']} of {self._study.base.epochs}"
             self._end(self._record(trial, result, "stopped early", reason))
         else:
             self._end(self._record(trial, result, "complete"))

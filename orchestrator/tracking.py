@@ -41,17 +41,32 @@ class Tracker(Protocol):
     def study_ended(self, state: str, trials: Sequence[Trial], summary: dict[str, float], note: str) -> None: ...
 
 
+def check_server(home: Path) -> None:
+    """Ask the store something, before anything is written; a fresh SQLite store is made here, by one process alone.
+
+    Raises:
+        StudyError: it cannot be used.
+    """
+    from mlflow.exceptions import MlflowException
+
+    from mlflow import MlflowClient
+
+    quieten()
+    uri = tracking_uri(home)
+    try:
+        MlflowClient(uri).search_experiments(max_results=1)
+    except MlflowException as error:
+        raise StudyError(
+            f"MLflow at {uri} cannot be used: {_first_line(error)}; "
+            "mend MLFLOW_TRACKING_URI, or unset it to use the workspace's own store"
+        ) from None
+
+
 class MlflowTracker:
     """Sends records in order; what cannot be sent now is kept and sent later."""
 
     def __init__(self, study: Study, home: Path):
-        """Open the store and the parent run of a study.
-
-        Raises:
-            StudyError: MLflow cannot be reached; nothing has been started yet.
-        """
-        from mlflow.exceptions import MlflowException
-
+        """Open the store and the parent run of a study; `check_server` has said that it answers."""
         from mlflow import MlflowClient
 
         quieten()
@@ -59,15 +74,9 @@ class MlflowTracker:
         self._runs: dict[str, str] = {}
         self._sent_epochs: dict[str, int] = {}
         self.uri = tracking_uri(home)
-        try:
-            self._client = MlflowClient(self.uri)
-            self.experiment = self._open_experiment(home)
-            self._create("study", study.name, kind="study", parent=None, tags={"proseg.state": "running"})
-        except MlflowException as error:
-            raise StudyError(
-                f"MLflow at {self.uri} cannot be used: {_first_line(error)}; "
-                "mend MLFLOW_TRACKING_URI or unset it to use the workspace's own store"
-            ) from None
+        self._client = MlflowClient(self.uri)
+        self.experiment = self._open_experiment(home)
+        self._create("study", study.name, kind="study", parent=None, tags={"proseg.state": "running"})
         self._send(lambda: self._log_params("study", _study_params(study)))
         self._send(lambda: self._log_data("study", study.data, study.space.fold))
         self.artifact(study.folder / "study.json")
@@ -89,7 +98,7 @@ class MlflowTracker:
         self._epochs(trial.name, folder)
         tags = {"proseg.state": trial.state} | ({"proseg.reason": trial.reason} if trial.reason else {})
         self._files(trial.name, [folder / CONFIG, folder / BEST, folder / "failure.json"])
-        self._end(trial.name, "FAILED" if trial.state == "failed" else "FINISHED", tags)
+        self._end(trial.name, {"failed": "FAILED", "interrupted": "KILLED"}.get(trial.state, "FINISHED"), tags)
 
     def fold_ended(self, data: DataRef, fold: int, config: TrainConfig, summary: dict[str, float]) -> None:
         key, folder = f"final/{data.name}/{fold}", self._study.final_folder(data.name, fold)
