@@ -1,12 +1,11 @@
 """A study from beginning to end: check and prepare, search, retrain, write the tables."""
 
-import signal
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.environment import environment
+from orchestrator.interrupt import interruptible
 from orchestrator.resources import plan_resources
 from orchestrator.results import Trial, TrialLog, read_trials
 from orchestrator.search import Watcher, ray_session, run_search
@@ -52,7 +51,7 @@ def plan(space: SearchSpace, options: Options, home: Path, *, track: Track = sil
         SpaceError, ResourceError, DataError: what is wrong, before anything has been started.
     """
     if options.data is not None:
-        space = space.model_copy(update={"data": options.data})
+        space = _on_other_data(space, options.data)
     base = base_config(space, epochs=options.epochs or space.budget.epochs, seed=options.seed)
     trials = options.trials or space.budget.trials
     resources = plan_resources(
@@ -71,6 +70,7 @@ def plan(space: SearchSpace, options: Options, home: Path, *, track: Track = sil
     _check_fold(space, store)
     check_objective(space, store.manifest.raters)
     finals = tuple(_final(stage, home, jobs, track) for stage in space.final) if options.final else ()
+    _check_names(space, finals)
     return Study(
         name="", folder=home, created=0.0, space=space, base=base, data=DataRef.of(store.folder, store.manifest),
         finals=finals, resources=resources, trials=trials, seed=options.seed, max_time=options.max_time,
@@ -104,7 +104,7 @@ def run(study: Study, home: Path, watcher: Watcher, *, verbose: bool = False) ->
     tracker = MlflowTracker(study, home)
     try:
         watcher.stage("search")
-        with _interruptible(), ray_session(study, verbose=verbose):
+        with interruptible(), ray_session(study, verbose=verbose):
             best = run_search(study, tracker, watcher, verbose=verbose)
             if any(final.data for final in study.finals):
                 watcher.stage("final")
@@ -160,6 +160,19 @@ def _open(name: str, home: Path, jobs: int, track: Track) -> Store:
     return store
 
 
+def _on_other_data(space: SearchSpace, data: str) -> SearchSpace:
+    """The same search on another data set; where the final stage names the space's own, it follows."""
+    final = [stage.model_copy(update={"data": data}) if stage.data == space.data else stage for stage in space.final]
+    return space.model_copy(update={"data": data, "final": final})
+
+
+def _check_names(space: SearchSpace, finals: Sequence[Final]) -> None:
+    names = [final.data.name for final in finals if final.data is not None]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise SpaceError(f"{space.file}: final names the data set {', '.join(twice)} twice")
+
+
 def _check_fold(space: SearchSpace, store: Store) -> None:
     count = len(store.manifest.folds)
     if space.fold >= count:
@@ -172,20 +185,6 @@ def _final(stage, home: Path, jobs: int, track: Track) -> Final:
         return Final(stage=stage, data=None, folds=0, missing=absent)
     store = _open(stage.data, home, jobs, track)
     return Final(stage=stage, data=DataRef.of(store.folder, store.manifest), folds=len(store.manifest.folds))
-
-
-@contextmanager
-def _interruptible():
-    """SIGTERM ends a study like Ctrl-C does: Ray is shut down and the state written."""
-
-    def interrupt(signum, frame):
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def left_out(finals: Sequence[Final]) -> list[str]:

@@ -116,8 +116,8 @@ class _Recorder(tune.Callback):
         return {}  # Tune pickles its callbacks for a restore that is never asked for
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._started[trial.config["number"]] = time.time()
         record = self._record(trial, {}, "running")
-        self._started[record.number] = time.time()
         self._log.append(record)
         self._tracker.trial_started(record)
         self._watcher.trial(record)
@@ -150,5 +150,5 @@ class _Recorder(tune.Callback):
 
     def _record(self, trial: Any, result: dict, state: Any, reason: str = "") -> Trial:
         number = trial.config["number"]
-        seconds = time.time() - self._started.get(number, time.time())
+        seconds = round(time.time() - self._started[number], 3)
         return Trial(number, trial.config["values"], state, result.get("epoch", 0), result.get("best"), reason, seconds)

@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from orchestrator.interrupt import interruptible
 from orchestrator.study import Study, StudyError
 from orchestrator.tracking import artifact_folder, local_uri, quieten, study_page, tracking_uri
 
@@ -26,7 +27,7 @@ SETTINGS = {
 
 
 def serve(home: Path, study: Study, port: int, *, say: Callable[[str], None]) -> None:
-    """Serve until interrupted.
+    """Serve until interrupted (Ctrl-C or SIGTERM), which is the way to end it and no error.
 
     Raises:
         StudyError: the runs lie on a server already, the port is taken, or the server does not start.
@@ -38,10 +39,11 @@ def serve(home: Path, study: Study, port: int, *, say: Callable[[str], None]) ->
     address = f"http://{HOST}:{port}"
     server = _start(home, port)
     try:
-        _wait(server, address)
-        say(f"MLflow on {address} (Ctrl-C ends it)")
-        say(f"trials of {study.name}: {study_page(address, _experiment(home, study), study)}")
-        server.wait()
+        with interruptible(), contextlib.suppress(KeyboardInterrupt):
+            _wait(server, address)
+            say(f"MLflow on {address} (Ctrl-C ends it)")
+            say(f"trials of {study.name}: {study_page(address, _experiment(home, study), study)}")
+            server.wait()
     finally:
         _stop(server)
 

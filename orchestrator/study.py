@@ -9,7 +9,6 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -174,7 +173,8 @@ def write_study(study: Study) -> None:
 def read_study(folder: Path) -> Study:
     """Raises StudyError where the folder is not that of a study."""
     try:
-        return Study.model_validate_json((folder / MANIFEST).read_bytes())
+        study = Study.model_validate_json((folder / MANIFEST).read_bytes())
+        return study.model_copy(update={"folder": folder.resolve()})  # the workspace may have been moved
     except FileNotFoundError:
         raise StudyError(f"{folder} is not the folder of a study: it has no {MANIFEST}") from None
     except ValidationError as error:
@@ -197,8 +197,7 @@ def find_study(home: Path, name: str | None) -> Study:
         if name not in folders:
             raise StudyError(f"there is no study {name!r} in {home}; there are {', '.join(sorted(folders))}")
         return read_study(folders[name])
-    latest = max(folders.values(), key=lambda folder: json.loads((folder / MANIFEST).read_text())["created"])
-    return read_study(latest)
+    return max(map(read_study, folders.values()), key=lambda study: study.created)
 
 
 def write_state(study: Study, state: State, reason: str = "") -> None:
@@ -269,7 +268,3 @@ def _readable() -> str:
         "wren",
     ]
     return f"{secrets.choice(adjectives)}-{secrets.choice(nouns)}-{secrets.randbelow(90) + 10}"
-
-
-def known_names(home: Path) -> Iterator[str]:
-    yield from sorted(path.parent.name for path in studies_folder(home).glob(f"*/{MANIFEST}"))
