@@ -154,7 +154,12 @@ def best(
         if export is not None:
             exporting.export(found, export, force=force)
             record["export"] = str(export.resolve())
-        render.json(record) if as_json else render.best(found, record)
+        if as_json:
+            render.json(record)
+        elif export is not None:
+            render.exported(record)
+        else:
+            render.best(found, record)
 
 
 @app.command()

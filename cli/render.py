@@ -220,6 +220,10 @@ def outcome(study: "Study") -> None:
     line(f"next:   proseg-tune ui {study.name}\n        proseg-tune best {study.name} --export DIR")
 
 
+def exported(record: dict[str, Any]) -> None:
+    line(f"study {record['study']}, trial t{record['trial']:03d}: exported to {record['export']}")
+
+
 def best(study: "Study", record: dict[str, Any]) -> None:
     objective = record["objective"]
     line(f"study {record['study']}, trial t{record['trial']:03d}: {objective['metric']} {objective['value']:.4f} on "

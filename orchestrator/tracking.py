@@ -272,9 +272,10 @@ def quieten() -> None:
 
 
 def _run_name(trial: Trial) -> str:
-    """Number first and the first values after it: the list of runs cuts names at some twenty characters."""
-    shown = [f"{name.split('.')[-1]}{value:.2g}" for name, value in trial.values.items() if isinstance(value, float)]
-    return " ".join([trial.name, *shown[:2]])
+    """The number first, then the most telling value: the list of runs cuts names at some twenty characters."""
+    floats = {name: value for name, value in trial.values.items() if isinstance(value, float)}
+    telling = sorted(floats, key=lambda name: name != "optim.lr")[:2]
+    return " ".join([trial.name, *(f"{name.split('.')[-1]} {floats[name]:.1e}" for name in telling)])
 
 
 def _trial_params(study: Study, trial: Trial, config: TrainConfig) -> dict[str, Any]:
