@@ -10,8 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cli import render
-from orchestrator.results import read_trials
-from orchestrator.retrain import read_results
+from orchestrator.results import read_results, read_trials
 from orchestrator.study import find_study, read_state
 from orchestrator.workspace import workspace
 from proseg.data.catalog import open_data

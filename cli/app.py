@@ -166,8 +166,7 @@ def best(
 def status(study: StudyName = None, as_json: Json = False) -> None:
     """Show how far a study is, and its trials."""
     with user_errors():
-        from orchestrator.results import read_trials
-        from orchestrator.retrain import read_results
+        from orchestrator.results import read_results, read_trials
         from orchestrator.study import find_study, read_state
         from orchestrator.workspace import workspace
 

@@ -15,8 +15,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from orchestrator.estimate import Estimate
-    from orchestrator.results import Trial
-    from orchestrator.retrain import FoldResult
+    from orchestrator.results import FoldResult, Trial
     from orchestrator.study import Study
     from proseg.data.catalog import Listing, Track
 
@@ -27,26 +26,24 @@ REFRESHES_PER_SECOND = 2
 STATES = ("running", "complete", "stopped early", "failed", "interrupted")
 COLOURS = {"running": "cyan", "complete": "green", "stopped early": "yellow", "failed": "red", "interrupted": "red"}
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
 
-
-def _wide(console: Console) -> None:
-    """A pipe has no width: nothing is folded there."""
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False)
     if not console.is_terminal:
-        console.width = WIDTH_OF_A_PIPE
+        console.width = WIDTH_OF_A_PIPE  # a pipe has no width: nothing is folded there
+    return console
 
 
-for console in (out, err):
-    _wide(console)
+out = _console(stderr=False)
+err = _console(stderr=True)
 
 
 def line(text: str) -> None:
-    out.print(escape(text), soft_wrap=True)
+    out.print(escape(text), soft_wrap=not out.is_terminal)
 
 
 def error(text: str) -> None:
-    err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=True)
+    err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=not err.is_terminal)
 
 
 def json(record: object) -> None:
@@ -195,7 +192,9 @@ def plan(study: "Study", cost: "Estimate", *, as_json: bool) -> None:
         "data": f"{study.data.name}: {study.data.label}; {study.data.slices} slices, {study.data.patients} patients",
     }  # fmt: skip
     for final in study.finals:
-        told = f"left out: {final.missing}" if final.missing else f"{final.folds} fold(s), {final.stage.epochs} epochs"
+        told = f"left out: {final.missing}"
+        if final.data is not None:
+            told = f"{final.folds} fold(s), {final.stage.epochs} epochs; {final.data.label}"
         rows[f"final stage, {final.stage.data}"] = told
     rows["time"] = (f"at most {span(cost.search)} of search (early stopping not counted), about {span(cost.final)} of "
                     f"final stage; one training step takes {1000 * cost.step:.0f} ms")  # fmt: skip
@@ -207,8 +206,7 @@ def plan(study: "Study", cost: "Estimate", *, as_json: bool) -> None:
 def outcome(study: "Study") -> None:
     """What a launch ends with."""
     from orchestrator.export import winner
-    from orchestrator.results import read_trials
-    from orchestrator.retrain import read_results
+    from orchestrator.results import read_results, read_trials
 
     trials, results = read_trials(study), read_results(study)
     out.print(_trial_table(study, trials, title=f"Trials of {study.name}"))
@@ -232,7 +230,7 @@ def best(study: "Study", record: dict[str, Any]) -> None:
     for name, value in record["values"].items():
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     out.print(table)
-    from orchestrator.retrain import read_results
+    from orchestrator.results import read_results
 
     results = read_results(study)
     if results:

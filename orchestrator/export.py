@@ -6,15 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from orchestrator.results import Trial, best_trial, read_trials
-from orchestrator.retrain import FoldResult, read_results
+from orchestrator.results import FoldResult, Trial, best_trial, read_results, read_trials
 from orchestrator.study import Study, StudyError
 from orchestrator.tables import final_markdown
-from proseg.checkpoint import load_checkpoint, write_atomically
 from proseg.config import TrainConfig
 from proseg.data.store import Store
-from proseg.exported import CARD, CONFIG, DATA, ENVIRONMENT, METRICS, WEIGHTS
-from proseg.fit import BEST
+from proseg.records import BEST, CARD, CONFIG, DATA, ENVIRONMENT, METRICS, WEIGHTS, write_atomically
 
 RECORD = "export.json"
 OURS = {WEIGHTS, CONFIG, DATA, METRICS, ENVIRONMENT, CARD}
@@ -89,6 +86,8 @@ def _check_target(folder: Path, force: bool) -> None:
 
 
 def _write(study: Study, trial: Trial, source: Path, folder: Path, retrained: bool) -> None:
+    from proseg.checkpoint import load_checkpoint
+
     checkpoint = load_checkpoint(source)
     manifest = Store(study.data.folder).manifest
     results = read_results(study)

@@ -8,7 +8,7 @@ from orchestrator.environment import environment
 from orchestrator.interrupt import interruptible
 from orchestrator.resources import plan_resources
 from orchestrator.results import Trial, TrialLog, read_trials
-from orchestrator.search import Watcher, ray_session, run_search
+from orchestrator.search import ray_session, run_search
 from orchestrator.study import (
     DataRef,
     Final,
@@ -23,6 +23,7 @@ from orchestrator.study import (
 )  # fmt: skip
 from orchestrator.tables import leaderboard_markdown, write_tables
 from orchestrator.tracking import MlflowTracker, check_server
+from orchestrator.watcher import Watcher
 from proseg.data.catalog import Track, missing, open_data, silent
 from proseg.data.store import Store
 from proseg.errors import DataError
@@ -134,7 +135,7 @@ def _finish(study: Study, best: Trial, tracker: MlflowTracker, watcher: Watcher)
 
 
 def _close(study: Study, tracker: MlflowTracker, state: str, note: str) -> None:
-    from orchestrator.retrain import read_results, summary
+    from orchestrator.results import read_results, summary
 
     _end_running_trials(study, tracker)
     trials = read_trials(study)

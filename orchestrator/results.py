@@ -1,11 +1,11 @@
-"""What became of the trials: an append-only log on disk, and the records read back from it.
+"""What became of a study: the append-only log of its trials, the results of its folds, and both read back from disk.
 
 The log (`trials.jsonl` in the study's folder) is the truth; what Optuna and MLflow hold can be rebuilt from it and from
 the trials' own folders. Reading needs neither Ray nor torch.
 """
 
 import json
-import os
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.study import Study
-from proseg.fit import Criterion
+from proseg.records import Criterion, append_line, read_epochs, read_lines
 
 LOG = "trials.jsonl"
 TrialState = Literal["running", "complete", "stopped early", "failed", "interrupted"]
@@ -47,20 +47,13 @@ class TrialLog:
         self._path = folder / LOG
 
     def append(self, trial: Trial) -> None:
-        line = json.dumps({"time": time.time(), **asdict(trial)}) + "\n"
-        with open(self._path, "ab", buffering=0) as file:
-            file.write(line.encode())
-            os.fsync(file.fileno())
+        append_line(self._path, {"time": time.time(), **asdict(trial)})
 
 
 def read_trials(study: Study) -> list[Trial]:
     """The trials as they stand, by number."""
-    path = study.folder / LOG
-    if not path.exists():
-        return []
     latest: dict[int, Trial] = {}
-    for line in path.read_text().split("\n")[:-1]:  # what follows the last newline was not finished
-        event = json.loads(line)
+    for event in read_lines(study.folder / LOG):
         del event["time"]
         latest[event["number"]] = Trial(**event)
     return [_with_progress(study, latest[number]) for number in sorted(latest)]
@@ -89,7 +82,50 @@ def _with_progress(study: Study, trial: Trial) -> Trial:
     """A running trial's epochs are in its own folder."""
     if trial.state != "running":
         return trial
-    from proseg.fit import read_epochs
-
     records = read_epochs(study.trial_folder(trial.number))
     return replace(trial, epoch=records[-1]["epoch"], objective=records[-1]["best"]) if records else trial
+
+
+# --- the final stage --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """One fold of one data set, evaluated on its held-out patients."""
+
+    data: str
+    label: str
+    fold: int
+    cases: int
+    patients: int
+    samples: int
+    """S of ged, d_pp, d_pa, dice_soft, dice_max, dice_match: one sample for each rater."""
+    prior_samples: int
+    """S of the same metrics under prior_."""
+    epoch: int
+    """Epoch of the weights, chosen on the validation part."""
+    metrics: dict[str, float]
+    """Means over the test cases."""
+
+
+def read_results(study: Study) -> list[FoldResult]:
+    """The folds that have been evaluated."""
+    files = sorted((study.folder / "final").glob("*/fold*/result.json"))
+    results = [FoldResult(**json.loads(path.read_text())) for path in files]
+    return sorted(results, key=lambda result: (result.data, result.fold))
+
+
+def summary(results: Sequence[FoldResult]) -> dict[str, dict[str, dict[str, float]]]:
+    """Mean and population standard deviation over the folds: {data: {metric: {mean, std, folds}}}."""
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for data in dict.fromkeys(result.data for result in results):
+        folds = [result for result in results if result.data == data]
+        table[data] = {
+            name: _mean_std([fold.metrics[name] for fold in folds if name in fold.metrics]) for name in folds[0].metrics
+        }
+    return table
+
+
+def _mean_std(values: Sequence[float]) -> dict[str, float]:
+    mean = sum(values) / len(values)
+    return {"mean": mean, "std": math.sqrt(sum((v - mean) ** 2 for v in values) / len(values)), "folds": len(values)}

@@ -1,44 +1,23 @@
 """The last stage: the best configuration trained anew on every fold, each evaluated once on its held-out patients."""
 
 import json
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from orchestrator.search import Watcher
+from orchestrator.results import FoldResult
 from orchestrator.study import DataRef, Final, Study, StudyError, read_study
 from orchestrator.tracking import Tracker
 from orchestrator.trial import failure_of, record_failure
-from proseg.checkpoint import write_atomically
+from orchestrator.watcher import Watcher
 from proseg.config import TrainConfig, parse
-from proseg.fit import BEST, fit, read_epochs
+from proseg.records import BEST, read_epochs, write_atomically
 
 PRIOR_SAMPLES = 50
 """S of the rows the paper marks "prior #50"."""
 POLL_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class FoldResult:
-    """One fold of one data set, evaluated on its held-out patients."""
-
-    data: str
-    label: str
-    fold: int
-    cases: int
-    patients: int
-    samples: int
-    """S of ged, d_pp, d_pa, dice_soft, dice_max, dice_match: one sample for each rater."""
-    prior_samples: int
-    """S of the same metrics under prior_."""
-    epoch: int
-    """Epoch of the weights, chosen on the validation part."""
-    metrics: dict[str, float]
-    """Means over the test cases."""
 
 
 def planned(study: Study, values: dict[str, Any]) -> list[tuple[Final, int, TrainConfig]]:
@@ -106,6 +85,7 @@ def _train_and_evaluate(study: Study, data: DataRef, fold: int, config: TrainCon
     from proseg.data.store import Store
     from proseg.distributed import local_device, run_ranks
     from proseg.evaluate import evaluate
+    from proseg.fit import fit
     from proseg.train import model_of
 
     store = Store(data.folder)
@@ -122,29 +102,6 @@ def _train_and_evaluate(study: Study, data: DataRef, fold: int, config: TrainCon
         prior_samples=PRIOR_SAMPLES, epoch=checkpoint.epoch, metrics=scores.means(),
     )  # fmt: skip
     write_atomically(folder / "result.json", json.dumps(asdict(result), indent=1).encode())
-
-
-def read_results(study: Study) -> list[FoldResult]:
-    """The folds that have been evaluated."""
-    files = sorted((study.folder / "final").glob("*/fold*/result.json"))
-    results = [FoldResult(**json.loads(path.read_text())) for path in files]
-    return sorted(results, key=lambda result: (result.data, result.fold))
-
-
-def summary(results: Sequence[FoldResult]) -> dict[str, dict[str, dict[str, float]]]:
-    """Mean and population standard deviation over the folds: {data: {metric: {mean, std, folds}}}."""
-    table: dict[str, dict[str, dict[str, float]]] = {}
-    for data in dict.fromkeys(result.data for result in results):
-        folds = [result for result in results if result.data == data]
-        table[data] = {
-            name: _mean_std([fold.metrics[name] for fold in folds if name in fold.metrics]) for name in folds[0].metrics
-        }
-    return table
-
-
-def _mean_std(values: Sequence[float]) -> dict[str, float]:
-    mean = sum(values) / len(values)
-    return {"mean": mean, "std": math.sqrt(sum((v - mean) ** 2 for v in values) / len(values)), "folds": len(values)}
 
 
 def _show_progress(study: Study, data: DataRef, fold: int, config: TrainConfig, watcher: Watcher) -> None:

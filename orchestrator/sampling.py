@@ -12,7 +12,7 @@ import optuna
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from proseg.fit import Criterion
+from proseg.records import Criterion
 from search_spaces.space import Choice, Fixed, Float, Int, SearchSpace, Value
 
 STARTUP_TRIALS = 4

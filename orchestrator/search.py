@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray import tune
@@ -16,19 +16,7 @@ from orchestrator.sampling import OptunaSearcher
 from orchestrator.study import Study, StudyError
 from orchestrator.tracking import Tracker
 from orchestrator.trial import failure_of, run_trial
-
-
-class Watcher(Protocol):
-    """Hears of a study while it runs: the terminal's display, or nobody."""
-
-    def stage(self, text: str) -> None:
-        """The study has come to its next stage."""
-
-    def trial(self, trial: Trial) -> None:
-        """A trial has started, finished an epoch, or ended."""
-
-    def fold(self, data: str, fold: int, epoch: int, epochs: int) -> None:
-        """A fold of the final stage has finished an epoch."""
+from orchestrator.watcher import Watcher
 
 
 @contextmanager

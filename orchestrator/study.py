@@ -18,7 +18,7 @@ from orchestrator.resources import Resources
 from proseg.config import TrainConfig
 from proseg.data.store import Manifest
 from proseg.errors import ConfigError, ProSegError
-from proseg.fit import Criterion
+from proseg.records import Criterion, write_atomically
 from search_spaces.space import FinalStage, SearchSpace, SpaceError
 
 MANIFEST = "study.json"
@@ -165,8 +165,6 @@ def claim_folder(home: Path, space: str, name: str | None) -> Path:
 
 
 def write_study(study: Study) -> None:
-    from proseg.checkpoint import write_atomically
-
     write_atomically(study.folder / MANIFEST, (study.model_dump_json(indent=1) + "\n").encode())
 
 
@@ -201,8 +199,6 @@ def find_study(home: Path, name: str | None) -> Study:
 
 
 def write_state(study: Study, state: State, reason: str = "") -> None:
-    from proseg.checkpoint import write_atomically
-
     record = {"state": state, "reason": reason, "time": time.time(), "pid": os.getpid()}
     write_atomically(study.folder / "state.json", json.dumps(record).encode())
 

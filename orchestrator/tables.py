@@ -7,10 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from orchestrator.results import Trial, ranked
-from orchestrator.retrain import FoldResult, summary
+from orchestrator.results import FoldResult, Trial, ranked, summary
 from orchestrator.study import Study
-from proseg.checkpoint import write_atomically
+from proseg.records import write_atomically
 
 PERSONAL = ("ged", "dice_soft", "dice_max", "dice_match")
 TITLES = {"ged": "GED", "dice_soft": "D_soft", "dice_max": "D_max", "dice_match": "D_match", "dice_mean": "D_mean"}

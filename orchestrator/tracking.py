@@ -18,7 +18,7 @@ from urllib.parse import quote
 from orchestrator.results import Trial, ranked
 from orchestrator.study import DataRef, Study, StudyError
 from proseg.config import TrainConfig
-from proseg.fit import BEST, CONFIG, read_epochs
+from proseg.records import BEST, CONFIG, read_epochs
 from search_spaces.space import Float
 
 SECONDS_BETWEEN_RETRIES = 30.0

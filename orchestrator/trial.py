@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.study import read_study
-from proseg.checkpoint import write_atomically
 from proseg.errors import ProSegError
+from proseg.records import write_atomically
 
 FAILURE = "failure.json"
 

@@ -5,7 +5,6 @@ is the weights to keep.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import save
 
 from proseg.config import TrainConfig, parse
 from proseg.errors import CheckpointError, ConfigError
+from proseg.records import write_atomically
 
 FORMAT = "proseg-checkpoint/1"
 MODEL, OPTIMIZER = "model.", "optimizer."
@@ -84,17 +84,3 @@ def _optimizer(tensors: Mapping[str, torch.Tensor]) -> dict[int, dict[str, torch
             number, entry = name.removeprefix(OPTIMIZER).split(".", 1)
             state.setdefault(int(number), {})[entry] = value
     return state
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file by one that is complete and on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -14,11 +14,8 @@ from proseg.data.batches import normalise
 from proseg.errors import CheckpointError, DataError
 from proseg.generate import mean_maps, sample_prior
 from proseg.model import ProSeg
+from proseg.records import DATA, WEIGHTS
 from proseg.train import model_of
-
-WEIGHTS, CONFIG, DATA, METRICS, ENVIRONMENT, CARD = (
-    "model.safetensors", "config.json", "data.json", "metrics.json", "environment.json", "README.md",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

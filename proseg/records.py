@@ -1,0 +1,62 @@
+"""What a training and an export leave in their folders, and reading it back; needs no torch."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LAST, BEST, EPOCHS, CONFIG = "last.safetensors", "best.safetensors", "epochs.jsonl", "config.json"
+"""The files of a training."""
+WEIGHTS, DATA, METRICS, ENVIRONMENT, CARD = (
+    "model.safetensors", "data.json", "metrics.json", "environment.json", "README.md",
+)  # fmt: skip
+"""The files of an exported model, beside its CONFIG."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """The validation metric by which the best epoch is known."""
+
+    metric: str
+    maximize: bool = False
+
+    def of(self, metrics: dict[str, float]) -> float:
+        return metrics[f"val/{self.metric}"]
+
+    def better(self, value: float, than: float | None) -> bool:
+        return than is None or (value > than if self.maximize else value < than)
+
+
+def read_epochs(folder: Path) -> list[dict[str, Any]]:
+    """The records of `fit`, one an epoch; an epoch trained twice (after a crash) counts once, as trained last."""
+    records = {record["epoch"]: record for record in read_lines(folder / EPOCHS)}
+    return [records[epoch] for epoch in sorted(records)]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of an append-only file; what follows its last newline was not finished and is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """One write a line, so that a reader never takes half of one for a whole."""
+    with open(path, "ab", buffering=0) as file:
+        file.write((json.dumps(record) + "\n").encode())
+        os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file by one that is complete and on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
