@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from orchestrator.study import DataRef, Study
 from proseg.config import TrainConfig
-from search_spaces.space import Choice
 
 STEPS = 3
 EVALUATED_CASES = 8
@@ -43,8 +42,8 @@ def largest_config(study: Study) -> TrainConfig:
     """The base with the largest value of every size the space searches: what costs most."""
     values = {}
     for name, dimension in study.space.search.items():
-        numbers = [v for v in dimension.extremes() if isinstance(v, int | float) and not isinstance(v, bool)]
-        if name.startswith("model.") and numbers and (not isinstance(dimension, Choice) or len(numbers) > 1):
+        numbers = [v for v in dimension.probes() if isinstance(v, int | float) and not isinstance(v, bool)]
+        if name.startswith("model.") and numbers:
             values[name] = max(numbers)
     return study.base.with_values(values)
 

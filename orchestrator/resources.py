@@ -54,13 +54,22 @@ def plan_resources(
     _check_gpus(workers, share, gpus)
     if workers > cpus:
         raise ResourceError(f"--workers {workers} needs as many CPU cores, this machine has {cpus}: use at most {cpus}")
-    fit = cpus // workers if not gpus else min(cpus // workers, int(gpus / (workers * share) + 1e-6))
+    fit = _fit(cpus, gpus, workers, share)
     if concurrent is not None and concurrent > fit:
         raise ResourceError(
-            f"--concurrent {concurrent} trials of {workers} worker(s) do not fit onto {cpus} CPU cores "
-            f"and {gpus} GPUs: use at most {fit}"
+            f"--concurrent {concurrent} trials of {workers} worker(s) do not fit onto {cpus} cores and {gpus} GPUs: "
+            f"use at most {fit}"
         )
     return Resources(cpus=cpus, gpus=gpus, workers=workers, gpu_share=share, concurrent=concurrent or min(fit, trials))
+
+
+def _fit(cpus: int, gpus: int, workers: int, share: float) -> int:
+    """Trials that find room at the same time; a fraction of a GPU is never split over two."""
+    if not gpus:
+        return cpus // workers
+    wanted = workers * share
+    fit = gpus * int(1 / wanted + 1e-6) if wanted <= 1 else gpus // round(wanted)
+    return min(cpus // workers, fit)
 
 
 def _gpu_share(asked: float | None, gpus: int) -> float:
@@ -74,11 +83,14 @@ def _gpu_share(asked: float | None, gpus: int) -> float:
 def _check_gpus(workers: int, share: float, gpus: int) -> None:
     wanted = workers * share
     if wanted > gpus:
-        raise ResourceError(f"--workers {workers} with --gpu-share {share} needs {wanted:g} GPUs, there are {gpus}")
+        raise ResourceError(
+            f"--workers {workers} with --gpu-share {share} needs {wanted:g} GPUs, there are {gpus}: "
+            f"use at most {int(gpus / share)} workers"
+        )
     if wanted > 1 and wanted != int(wanted):
         raise ResourceError(
-            f"--workers {workers} with --gpu-share {share} makes {wanted:g} GPUs a trial, which must be "
-            "a whole number above one: use --gpu-share 1, or a share with workers x share at most 1"
+            f"--workers {workers} with --gpu-share {share} makes {wanted:g} GPUs a trial, which must be a whole number "
+            "above one: use --gpu-share 1, or a share with workers x share at most 1"
         )
 
 

@@ -120,9 +120,8 @@ def summary(results: Sequence[FoldResult]) -> dict[str, dict[str, dict[str, floa
     table: dict[str, dict[str, dict[str, float]]] = {}
     for data in dict.fromkeys(result.data for result in results):
         folds = [result for result in results if result.data == data]
-        table[data] = {
-            name: _mean_std([fold.metrics[name] for fold in folds if name in fold.metrics]) for name in folds[0].metrics
-        }
+        names = dict.fromkeys(name for fold in folds for name in fold.metrics)
+        table[data] = {n: _mean_std([fold.metrics[n] for fold in folds if n in fold.metrics]) for n in names}
     return table
 
 

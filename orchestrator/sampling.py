@@ -48,7 +48,7 @@ class OptunaSearcher(Searcher):
         trial = self._asked.pop(trial_id, None)
         if trial is None:
             return
-        if error or result is None:
+        if error or result is None or "epoch" not in result:
             self._study.tell(trial, state=TrialState.FAIL)
             return
         if result["epoch"] < self._epochs:

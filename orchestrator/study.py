@@ -113,7 +113,7 @@ def base_config(space: SearchSpace, *, epochs: int, seed: int) -> TrainConfig:
             raise SpaceError(f"{space.file}: {section}.{name} is set by {reserved[name]}")
     base = _with(TrainConfig(), space.base, space.file, "base").with_values({"epochs": epochs, "seed": seed})
     for name, dimension in space.search.items():
-        for value in dimension.extremes():
+        for value in dimension.probes():
             _with(base, {name: value}, space.file, "search")
     for stage in space.final:
         _with(base, stage.base, space.file, f"final ({stage.data})")
@@ -151,8 +151,8 @@ def claim_folder(home: Path, space: str, name: str | None) -> Path:
     Raises:
         StudyError: the name is taken or cannot be a folder's.
     """
-    if name is not None and (not name or name != _sanitised(name) or name.startswith((".", "-"))):
-        raise StudyError(f"--study {name!r} cannot name a folder: use letters, digits, '.', '_' and '-'")
+    if name is not None and (name != _sanitised(name) or name.startswith((".", "-")) or not 0 < len(name) <= 100):
+        raise StudyError(f"--study {name!r} cannot name a folder: use letters, digits, '.', '_' and '-', at most 100")
     while True:
         folder = studies_folder(home) / (name or f"{_sanitised(space)}-{_readable()}")
         try:

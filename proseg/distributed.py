@@ -95,18 +95,26 @@ def _listen(heard: Any, processes: list[Any]) -> Iterator[Any]:
         try:
             kind, value = heard.get(timeout=1)
         except queue.Empty:
-            dead = [number for number, process in enumerate(processes) if process.exitcode not in (None, 0)]
-            if dead:
-                codes = ", ".join(f"rank {n}: exit code {processes[n].exitcode}" for n in dead)
-                raise ProSegError(f"a training process ended without a word ({codes})") from None
+            _raise_if_dead(processes)
+            if all(process.exitcode is not None for process in processes):
+                return
             continue
         if kind == "error":
             error, text = value
+            if not isinstance(error, ProSegError):
+                _raise_if_dead(processes)  # a peer's broken connection is not the cause
             raise error from RuntimeError(text)
         if kind == "value":
             yield value
         else:
             running -= 1
+
+
+def _raise_if_dead(processes: list[Any]) -> None:
+    dead = [number for number, process in enumerate(processes) if process.exitcode not in (None, 0)]
+    if dead:
+        codes = ", ".join(f"rank {number}: exit code {processes[number].exitcode}" for number in dead)
+        raise ProSegError(f"a training process ended without a word ({codes})")
 
 
 def _run_rank(function, args, number: int, ranks: int, meeting_place: str, threads: int, heard) -> None:

@@ -37,8 +37,8 @@ def evaluate(
 
     `ged` and the other set metrics use S = R samples, one for each rater; `dice_a1` .. `dice_mean` the deterministic
     map made for each rater. With `prior_samples` the set metrics are given a second time, under `prior_`, for that
-    many samples from the prior of tau (eq. 11). The noise depends on the seed and the case alone, so that the numbers
-    are the same on any number of ranks.
+    many samples from the prior of tau (eq. 11). The noise depends on the seed and the place in the list of cases,
+    so that the numbers are the same on any number of ranks.
     """
     model.eval()
     groups = list(_groups(cases, store.manifest.unit))

@@ -42,7 +42,7 @@ class ExportedModel:
         Args:
             image: [H, W] or [C, H, W], in the intensities of the data it was trained on (`data["window"]` is applied
                 here: Hounsfield units for LIDC; already normalised where there is no window).
-            samples: number of draws.
+            samples: number of draws, at least one.
             seed: the same seed gives the same draws.
 
         Raises:
@@ -55,11 +55,12 @@ class ExportedModel:
                 f"the image has shape {np.shape(image)}; the model takes {self.model.channels} channel(s), "
                 "[H, W] or [C, H, W]"
             )
+        if samples < 1:
+            raise DataError(f"samples = {samples} must be at least 1")
         if not np.isfinite(pixels).all():
             raise DataError("the image holds values that are not finite")
-        window = tuple(self.data["window"]) if self.data["window"] else None
         device = self.model.embedding.device
-        batch = normalise(torch.from_numpy(pixels.copy()), window)[None].to(device)
+        batch = normalise(torch.from_numpy(pixels.copy()), self.data["window"])[None].to(device)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             posterior = self.model.posterior(batch)
@@ -78,6 +79,9 @@ def load(folder: str | Path) -> ExportedModel:
     checkpoint = load_checkpoint(folder / WEIGHTS)
     try:
         data = json.loads((folder / DATA).read_text())
-    except (OSError, ValueError) as error:
+        if data["window"] is not None:
+            low, high = map(float, data["window"])
+            data["window"] = (low, high)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / DATA} cannot be read: {error}") from None
     return ExportedModel(model_of(checkpoint), checkpoint.config, data)

@@ -27,11 +27,11 @@ def fit(config: TrainConfig, data: Path, fold: Fold, folder: Path, criterion: Cr
         TrainingError: the loss is not finite; the checkpoints of the epochs before stay.
     """
     store = Store(data)
-    if rank() == 0:
-        write_atomically(folder / CONFIG, (config.model_dump_json(indent=1) + "\n").encode())
     resume = load_checkpoint(folder / LAST) if (folder / LAST).exists() else None
     if resume and resume.config != config:
         raise CheckpointError(f"{folder / LAST} belongs to another configuration; use another folder")
+    if rank() == 0:
+        write_atomically(folder / CONFIG, (config.model_dump_json(indent=1) + "\n").encode())
     best: float | None = resume.extra["best"] if resume else None
     for report in train(config, store, fold, resume=resume):
         value = criterion.of(report.metrics)
@@ -39,8 +39,8 @@ def fit(config: TrainConfig, data: Path, fold: Fold, folder: Path, criterion: Cr
         best = value if improved or best is None else best
         record = {"epoch": report.epoch, "time": time.time(), "best": best, "metrics": report.metrics}
         if rank() == 0:
+            append_line(folder / EPOCHS, record)  # first: an epoch that is trained twice counts once, a lost one never
             _save(report, config, folder, best, improved)
-            append_line(folder / EPOCHS, record)
         yield record
 
 

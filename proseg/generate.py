@@ -66,7 +66,7 @@ def sample_prior(
 def draw_dirichlet(alpha: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Samples of Dir(alpha) over the last axis, from a generator (torch.distributions takes none)."""
     gammas = torch._standard_gamma(alpha.double().cpu(), generator=generator)  # pyright: ignore[reportPrivateImportUsage]
-    gammas = gammas.clamp(min=1e-30)
+    gammas = gammas.clamp(min=torch.finfo(torch.float64).tiny)
     return (gammas / gammas.sum(-1, keepdim=True)).to(alpha)
 
 

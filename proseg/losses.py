@@ -64,4 +64,6 @@ def kl_z(posterior: Posterior) -> torch.Tensor:
 
 def kl_tau(alpha: torch.Tensor, concentration: float) -> torch.Tensor:
     """KL(q(tau_r | r) || Dir(alpha_0 * 1)) in closed form. [R, K] -> [R]"""
-    return kl_divergence(Dirichlet(alpha), Dirichlet(torch.full_like(alpha, concentration)))
+    # Unchecked: a NaN must come out as one, so that training can say in which step it arose.
+    prior = Dirichlet(torch.full_like(alpha, concentration), validate_args=False)
+    return kl_divergence(Dirichlet(alpha, validate_args=False), prior)

@@ -77,7 +77,7 @@ class ProSeg(nn.Module):
         posterior = self.posterior(image)
         batch = len(image)
         z = self.draw_z(posterior)
-        tau = Dirichlet(self.alpha().expand(batch, -1, -1)).rsample()  # [B, R, K]
+        tau = Dirichlet(self.alpha().expand(batch, -1, -1), validate_args=False).rsample()  # [B, R, K]
         # One present rater an image is enough for an unbiased estimate of the reconstruction term.
         chosen = torch.multinomial(rater_mask.float(), 1).squeeze(1)
         return Prediction(

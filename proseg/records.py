@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from proseg.errors import ConfigError
+
 LAST, BEST, EPOCHS, CONFIG = "last.safetensors", "best.safetensors", "epochs.jsonl", "config.json"
 """The files of a training."""
 WEIGHTS, DATA, METRICS, ENVIRONMENT, CARD = (
@@ -22,6 +24,10 @@ class Criterion:
     maximize: bool = False
 
     def of(self, metrics: dict[str, float]) -> float:
+        """Its value among the metrics of an epoch; raises ConfigError if it is none of them."""
+        if f"val/{self.metric}" not in metrics:
+            names = ", ".join(name.removeprefix("val/") for name in metrics if name.startswith("val/"))
+            raise ConfigError(f"{self.metric!r} is not a metric of the validation; there are {names}")
         return metrics[f"val/{self.metric}"]
 
     def better(self, value: float, than: float | None) -> bool:
@@ -42,8 +48,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """One write a line, so that a reader never takes half of one for a whole."""
-    with open(path, "ab", buffering=0) as file:
+    """One write a line, so that a reader never takes half of one for a whole; one writer at a time.
+
+    What a crash left behind the last newline is taken away first.
+    """
+    with open(path, "a+b", buffering=0) as file:
+        file.seek(0)
+        content = file.read()
+        if not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
         file.write((json.dumps(record) + "\n").encode())
         os.fsync(file.fileno())
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -18,7 +19,7 @@ from proseg.data import batches
 from proseg.data.folds import Fold
 from proseg.data.store import Store
 from proseg.distributed import derive_seed, local_device, rank, seed_everything, sum_over_ranks, world_size
-from proseg.errors import ConfigError, TrainingError
+from proseg.errors import ConfigError, DataError, TrainingError
 from proseg.evaluate import evaluate
 from proseg.losses import elbo
 from proseg.model import ProSeg
@@ -87,8 +88,11 @@ def train(config: TrainConfig, store: Store, fold: Fold, *, resume: Checkpoint |
     Raises:
         TrainingError: the loss became NaN or infinite; the message names epoch and step.
         ConfigError: the batch cannot be shared out over the ranks.
+        DataError: the fold has no training slices.
     """
     rows = store.rows(fold.train)
+    if not len(rows):
+        raise DataError(f"fold {fold.index} of {store.manifest.name} has no training slices")
     batch_size = min(config.batch_size, len(rows))
     if batch_size % world_size():
         raise ConfigError(f"batch_size = {batch_size} cannot be shared equally by {world_size()} ranks")
@@ -154,9 +158,9 @@ def _cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _shuffled(count: int, seed: int, epoch: int) -> torch.Tensor:
+def _shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
     generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
-    return torch.randperm(count, generator=generator)
+    return torch.randperm(count, generator=generator).numpy()
 
 
 def _mean_losses(steps: list[dict[str, torch.Tensor]], epoch: int) -> dict[str, float]:

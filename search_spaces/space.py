@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
+_VALUE_KINDS = ("bool", "int", "float", "str")
 Value = bool | int | float | str
 """What a field may hold in a TOML file."""
 
@@ -32,8 +33,9 @@ class Float(_Dimension):
     high: float
     log: bool = False
 
-    def extremes(self) -> tuple[Value, ...]:
-        return (self.low, self.high)
+    def probes(self) -> tuple[Value, ...]:
+        """Values to check a field with: the ends, and one between that is no whole number."""
+        return (self.low, self.low + 0.382 * (self.high - self.low), self.high)
 
     @model_validator(mode="after")
     def _ordered(self):
@@ -46,7 +48,7 @@ class Int(_Dimension):
     high: int
     log: bool = False
 
-    def extremes(self) -> tuple[Value, ...]:
+    def probes(self) -> tuple[Value, ...]:
         return (self.low, self.high)
 
     @model_validator(mode="after")
@@ -58,7 +60,7 @@ class Choice(_Dimension):
     kind: Literal["choice"]
     values: list[Value] = Field(min_length=2)
 
-    def extremes(self) -> tuple[Value, ...]:
+    def probes(self) -> tuple[Value, ...]:
         return tuple(self.values)
 
 
@@ -66,7 +68,7 @@ class Fixed(_Dimension):
     kind: Literal["fixed"]
     value: Value
 
-    def extremes(self) -> tuple[Value, ...]:
+    def probes(self) -> tuple[Value, ...]:
         return (self.value,)
 
 
@@ -169,7 +171,8 @@ def parse_space(values: dict[str, Any], *, file: str, name: str) -> SearchSpace:
     try:
         return SearchSpace.model_validate({**values, "name": name, "file": file})
     except ValidationError as error:
-        raise SpaceError(f"{file}: " + "; ".join(_explain(fault) for fault in error.errors())) from None
+        faults = dict.fromkeys(_explain(fault) for fault in error.errors())
+        raise SpaceError(f"{file}: {'; '.join(faults)}") from None
 
 
 def _check_range(dimension):
@@ -185,6 +188,8 @@ def _explain(fault: Any) -> str:
     path = [str(part) for part in fault["loc"]]
     if len(path) > 2 and path[0] == "search" and path[2] in ("float", "int", "choice", "fixed"):
         del path[2]
+    if len(path) > 1 and path[-1] in _VALUE_KINDS and "base" in path:  # each kind of the union complains for itself
+        return f"{'.'.join(path[:-1])}: must be a boolean, a number or a string"
     key, message = ".".join(path), fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
         return f"unknown key {key!r}; allowed here: {_allowed(path)}"

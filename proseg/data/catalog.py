@@ -4,6 +4,7 @@ Everything lies below one folder (`home`): `sources/NAME` holds files as they ca
 """
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,8 @@ def missing(name: str, home: Path) -> str | None:
     folder = Path(name)
     if not folder.is_dir():
         return f"there is no data set {name!r}: use one of {', '.join(NAMES)}, or the path of a folder"
+    if not (folder / MANIFEST).exists() and not any(folder.rglob("*.h5")):
+        return f"the folder {name} holds neither a prepared data set ({MANIFEST}) nor HDF5 files in the NPC layout"
     return None
 
 
@@ -113,7 +116,11 @@ def _prepare(folder: Path, make: Callable[[Path], Store]) -> Store:
         return Store(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        return Store(folder) if (folder / MANIFEST).exists() else make(folder)
+        if (folder / MANIFEST).exists():
+            return Store(folder)
+        if folder.exists():  # a cache of ours without its manifest is damaged
+            shutil.rmtree(folder)
+        return make(folder)
 
 
 def _contours(name: str, folder: Path, jobs: int, track: Track) -> Store:

@@ -104,6 +104,11 @@ class Store:
         """[R] bool."""
         return self._view("rater_mask", row).view(bool)
 
+    def spacing(self, row: int) -> tuple[float, float, float]:
+        """(z, y, x) in mm."""
+        z, y, x = self._view("spacing", row).tolist()
+        return z, y, x
+
     def rows(self, patients: Iterable[str]) -> np.ndarray:
         """All slices of these patients, in file order."""
         return np.flatnonzero(np.isin(self.patients, list(patients)))
@@ -125,9 +130,8 @@ class Store:
         """
         digest = hashlib.sha256()
         for row in range(self.manifest.slices):
-            _add_to_digest(
-                digest, self.patients[row], self.image(row), self.annotations(row), self._view("rater_mask", row)
-            )
+            ids = (str(self.patients[row]), str(self.volumes[row]), float(self.z[row]), self.spacing(row))
+            _add_to_digest(digest, ids, self.image(row), self.annotations(row), self.rater_mask(row))
         if digest.hexdigest() != self.manifest.fingerprint:
             raise DataError(
                 f"{self.folder / ARROW} is damaged: its content no longer has the fingerprint it was "
@@ -183,7 +187,8 @@ def _write_files(folder: Path, slices: Iterator[Slice], description: Description
             writer.write_batch(batch)
             count += len(chunk)
             for one in chunk:
-                _add_to_digest(digest, one.patient, one.image, one.annotations, one.rater_mask)
+                ids = (one.patient, one.volume, float(one.z), tuple(map(float, one.spacing)))
+                _add_to_digest(digest, ids, one.image, one.annotations, one.rater_mask)
                 volumes.add(one.volume)
                 areas.setdefault(one.patient, []).append(float(one.annotations.sum()))
         if writer is None or first is None:
@@ -210,6 +215,19 @@ def _write_files(folder: Path, slices: Iterator[Slice], description: Description
         width=width,
         dtype=str(first.image.dtype),  # type: ignore[arg-type]
     )
+
+
+def _schema(m: Manifest) -> pa.Schema:
+    def fixed(kind: pa.DataType, size: int) -> pa.DataType:
+        return pa.list_(kind, size)
+
+    pixels = {"int16": pa.int16(), "float32": pa.float32()}[m.dtype]
+    return pa.schema({
+        "image": fixed(pixels, m.channels * m.height * m.width),
+        "annotations": fixed(pa.uint8(), m.raters * m.height * m.width),
+        "rater_mask": fixed(pa.uint8(), m.raters),
+        "patient": pa.string(), "volume": pa.string(), "z": pa.float64(), "spacing": fixed(pa.float64(), 3),
+    })  # fmt: skip
 
 
 def _record_batch(slices: Sequence[Slice]) -> pa.RecordBatch:
@@ -240,8 +258,8 @@ def _check_alike(first: Slice, slices: Sequence[Slice], name: str) -> None:
             )
 
 
-def _add_to_digest(digest, patient: str, *arrays: np.ndarray) -> None:
-    digest.update(str(patient).encode())
+def _add_to_digest(digest, ids: tuple, *arrays: np.ndarray) -> None:
+    digest.update(repr(ids).encode())
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
 
@@ -267,8 +285,12 @@ def _map(path: Path, manifest: Manifest) -> list[pa.RecordBatch]:
         raise DataError(f"{path} is damaged: it has {path.stat().st_size} bytes instead of {manifest.bytes}; {advice}")
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        if not reader.schema.equals(_schema(manifest)):
+            raise DataError(f"{path} is damaged: its columns are not those of its manifest; {advice}")
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-    except (pa.ArrowInvalid, OSError) as error:
+        for batch in batches:
+            batch.validate(full=True)  # a wrong offset would be read as a wild pointer
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is damaged ({error}); {advice}") from None
     if sum(batch.num_rows for batch in batches) != manifest.slices:
         raise DataError(f"{path} is damaged: it does not hold {manifest.slices} slices; {advice}")

@@ -1,0 +1,189 @@
+"""Data sets by name: prepared once, by whoever comes first, and every dead end names the ways on."""
+
+import threading
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from proseg.data import catalog
+from proseg.data.case import Slice
+from proseg.data.catalog import NAMES, listing, missing, npc_folder, open_data
+from proseg.data.store import ARROW, MANIFEST, Description, Store, write
+from proseg.errors import DataError
+
+
+@pytest.fixture
+def preparations(
+    monkeypatch: pytest.MonkeyPatch, real_slices: list[Slice], description: Description
+) -> list[tuple[str, int]]:
+    """Every preparation of an embedded data set, which here takes a quarter of a second."""
+    calls: list[tuple[str, int]] = []
+
+    def contours(name: str, folder: Path, jobs: int, track: catalog.Track) -> Store:
+        calls.append((name, jobs))
+        time.sleep(0.25)
+        slices = track(real_slices, len(real_slices), "Rendering")
+        return write(folder, slices, description.model_copy(update={"name": name}))
+
+    monkeypatch.setattr(catalog, "_contours", contours)
+    return calls
+
+
+def write_npc(folder: Path, count: int = 5) -> None:
+    """The public release's layout in small: volumes for training and validation, no test part."""
+    rng = np.random.default_rng(0)
+    for index in range(count + 2):
+        path = folder / ("training" if index < count else "validation") / f"Sample_{index}.h5"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(path, "w") as file:
+            for key in ("t1", "t1c", "t2"):
+                file.create_dataset(key, data=rng.normal(size=(3, 8, 10)))
+            for rater in (1, 2):
+                file.create_dataset(f"label_a{rater}", data=rng.integers(0, 2, (3, 8, 10)))
+
+
+def test_a_data_set_is_prepared_on_first_use_and_then_opened(tmp_path: Path, preparations: list):
+    first = open_data("lidc-contours", tmp_path, jobs=3)
+    second = open_data("lidc-contours", tmp_path)
+    assert preparations == [("lidc-contours", 3)]
+    assert first.folder == second.folder
+    assert first.folder.parent == tmp_path / "data"
+    assert second.manifest.name == "lidc-contours"
+
+
+def test_those_who_ask_at_once_prepare_it_once(tmp_path: Path, preparations: list):
+    start, opened = threading.Barrier(4), []
+
+    def ask() -> None:
+        start.wait()
+        opened.append(open_data("lidc-contours", tmp_path).manifest.fingerprint)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(opened) == 4
+    assert len(set(opened)) == 1
+    assert len(preparations) == 1
+
+
+def test_a_failed_preparation_is_tried_again(tmp_path: Path, preparations: list, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as context:
+        context.setattr(catalog, "_contours", lambda name, folder, *_: write(folder, [], _description(name)))
+        with pytest.raises(DataError, match="is empty"):
+            open_data("lidc-contours", tmp_path)
+    assert open_data("lidc-contours", tmp_path).manifest.slices == 40
+    assert len(preparations) == 1
+
+
+def _description(name: str) -> Description:
+    return Description(name=name, label="", licence="", unit="slice", sorted_raters=True, window=None)
+
+
+def test_a_prepared_folder_that_lost_its_manifest_is_prepared_again(tmp_path: Path, preparations: list):
+    (open_data("lidc-contours", tmp_path).folder / MANIFEST).unlink()
+    assert open_data("lidc-contours", tmp_path).manifest.slices == 40
+
+
+def test_progress_is_shown_of_the_whole_preparation(tmp_path: Path, preparations: list):
+    shown = []
+
+    def track(items, total, what):
+        for item in items:
+            shown.append((total, what))
+            yield item
+
+    open_data("lidc-contours-all", tmp_path, track=track)
+    assert shown == [(40, "Rendering")] * 40
+
+
+def test_a_path_opens_a_prepared_store(tiny_store: Store, tmp_path: Path):
+    assert open_data(str(tiny_store.folder), tmp_path).manifest == tiny_store.manifest
+    assert missing(str(tiny_store.folder), tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["lidc", "no/such/folder"])
+def test_an_unknown_name_is_refused_beside_the_known_ones(tmp_path: Path, name: str):
+    with pytest.raises(DataError, match="there is no data set") as caught:
+        open_data(name, tmp_path)
+    assert repr(name) in str(caught.value)
+    assert all(known in str(caught.value) for known in NAMES)
+    assert missing(name, tmp_path) == str(caught.value)
+
+
+def test_a_folder_of_neither_kind_is_refused_by_name(tmp_path: Path):
+    folder = tmp_path / "holiday"
+    folder.mkdir()
+    (folder / "picture.png").touch()
+    with pytest.raises(DataError, match="holiday"):
+        open_data(str(folder), tmp_path)
+
+
+def test_a_folder_of_neither_kind_is_said_to_be_unusable(tmp_path: Path):
+    folder = tmp_path / "holiday"
+    folder.mkdir()
+    assert "holiday" in (missing(str(folder), tmp_path) or "")
+
+
+def test_npc_without_its_files_names_both_ways_on(tmp_path: Path):
+    reason = missing("npc", tmp_path)
+    assert reason is not None
+    assert str(npc_folder(tmp_path)) in reason
+    assert "proseg-tune data standin npc" in reason
+    with pytest.raises(DataError, match="npc"):
+        open_data("npc", tmp_path)
+
+
+def test_npc_files_become_a_store_of_volumes(tmp_path: Path):
+    write_npc(npc_folder(tmp_path))
+    assert missing("npc", tmp_path) is None
+    store = open_data("npc", tmp_path)
+    m = store.manifest
+    assert (m.unit, m.window, m.sorted_raters) == ("volume", None, False)
+    assert (m.slices, m.patients, m.volumes, m.raters, m.channels) == (21, 7, 7, 2, 3)
+    (fold,) = m.folds
+    assert sorted((*fold.train, *fold.val, *fold.test)) == sorted(set(store.patients))
+    assert set(fold.test) == {"validation/Sample_5", "validation/Sample_6"}
+    assert [len(case) for case in store.cases(fold.test)] == [3, 3]
+    store.verify()
+
+
+def test_npc_is_prepared_anew_when_its_files_change(tmp_path: Path):
+    write_npc(npc_folder(tmp_path))
+    before = open_data("npc", tmp_path)
+    assert open_data("npc", tmp_path).folder == before.folder
+    write_npc(npc_folder(tmp_path), count=6)
+    after = open_data("npc", tmp_path)
+    assert after.folder != before.folder
+    assert after.manifest.patients > before.manifest.patients
+
+
+def test_the_listing_says_what_is_at_hand(tmp_path: Path, preparations: list):
+    assert {line.name: line.state for line in listing(tmp_path)} == {
+        "lidc-contours": "on first use", "lidc-contours-all": "on first use", "npc": "missing",
+    }  # fmt: skip
+    folder = open_data("lidc-contours", tmp_path).folder
+    write_npc(npc_folder(tmp_path))
+    lines = {line.name: line for line in listing(tmp_path)}
+    assert tuple(lines) == NAMES
+    assert {name: line.state for name, line in lines.items()} == {
+        "lidc-contours": "prepared", "lidc-contours-all": "on first use", "npc": "files found",
+    }  # fmt: skip
+    assert lines["lidc-contours"].where == str(folder)
+
+
+@pytest.mark.parametrize("name", ["lidc-contours", "lidc-contours-all"])
+def test_the_embedded_data_are_never_missing(tmp_path: Path, name: str):
+    assert missing(name, tmp_path) is None
+
+
+def test_a_damaged_store_is_refused_and_not_prepared_over(tmp_path: Path, preparations: list):
+    folder = open_data("lidc-contours", tmp_path).folder
+    (folder / ARROW).write_bytes(b"")
+    with pytest.raises(DataError, match="damaged"):
+        open_data("lidc-contours", tmp_path)
+    assert len(preparations) == 1

@@ -1,0 +1,435 @@
+"""The command: what a person types, and what they are told. Nothing here starts Ray."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from cli.app import app
+from orchestrator.study import Study, write_state
+from proseg.data import npc
+from proseg.data.store import Store
+from tests.studies import add_trial, fold_result, make_store, make_study, space_values, tree
+
+COMMANDS = ["launch", "best", "status", "ui", "data", "data list", "data show", "data standin"]
+SLOW_IMPORTS = ("torch", "ray", "mlflow", "optuna")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PROSEG_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path / "home"
+
+
+@pytest.fixture(autouse=True)
+def no_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What should have been refused must not start a search instead."""
+
+    def started(*args: Any, **named: Any) -> None:
+        raise AssertionError("Ray was started")
+
+    if "space" in request.fixturenames:
+        monkeypatch.setattr("orchestrator.launch.ray_session", started)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return make_store(tmp_path / "blobs")
+
+
+@pytest.fixture
+def study(home: Path, store: Store) -> Study:
+    """A finished study with three trials and a final stage."""
+    study = make_study(home, store, final=[{"data": str(store.folder), "epochs": 2}])
+    add_trial(study, 0, 0.4)
+    add_trial(study, 1, 0.3)
+    add_trial(study, 2, None, "failed", reason="the loss is not finite")
+    for fold in range(2):
+        folder = study.final_folder("blobs", fold)
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(vars(fold_result(fold))))
+    return study
+
+
+@pytest.fixture
+def space(tmp_path: Path, store: Store) -> Callable[..., str]:
+    """Writes a space over the store and gives its path; changes are keys of the file, as TOML."""
+
+    def write(**changes: Any) -> str:
+        path = tmp_path / "mine.toml"
+        path.write_text(toml(space_values(**{"data": str(store.folder)} | changes)))
+        return str(path)
+
+    return write
+
+
+def toml(values: dict[str, Any]) -> str:
+    """JSON's strings, numbers and lists are TOML's too; tables become inline ones."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, dict):
+            return "{ " + ", ".join(f"{json.dumps(key)} = {text(entry)}" for key, entry in value.items()) + " }"
+        if isinstance(value, list):
+            return "[" + ", ".join(map(text, value)) + "]"
+        return json.dumps(value)
+
+    return "".join(f"{key} = {text(value)}\n" for key, value in values.items())
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(app, [*words])
+
+
+def refused(result: Result) -> str:
+    """The one sentence on standard error of a command that ended with a user's mistake."""
+    assert not isinstance(result.exception, Exception), repr(result.exception)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    errors = [line for line in result.stderr.splitlines() if line.lower().startswith("error")]
+    usage_or_progress = re.compile(r"Usage:|Try |.*\(once\): \d+$|\s*$")
+    assert [line for line in result.stderr.splitlines() if not usage_or_progress.match(line)] == errors
+    assert len(errors) == 1, result.stderr
+    return errors[0]
+
+
+@pytest.fixture
+def nothing_written(tmp_path: Path, home: Path):
+    """Checks afterwards that the files below the test's folder are those that were there."""
+    checks: list[dict[str, bytes]] = []
+    yield lambda: checks.append(tree(tmp_path))
+    assert checks, "the test must say when it is prepared"
+    # A lock is an empty file that stays: to remove one that another process waits for would be a race.
+    after = {name: content for name, content in tree(tmp_path).items() if not name.endswith(".lock")}
+    assert after == checks[0]
+
+
+# Wrong input
+
+
+def test_an_unknown_space(home: Path, nothing_written):
+    nothing_written()
+    assert "'dmeo'" in refused(run("launch", "dmeo"))
+
+
+def test_a_space_whose_file_does_not_exist(home: Path, nothing_written):
+    nothing_written()
+    assert "gone.toml does not exist" in refused(run("launch", "gone.toml"))
+
+
+def test_broken_toml(tmp_path: Path, home: Path, nothing_written):
+    (tmp_path / "broken.toml").write_text("[search\n")
+    nothing_written()
+    assert "broken.toml is not valid TOML" in refused(run("launch", str(tmp_path / "broken.toml")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"search": {"optim.lr": {"kind": "float", "low": 0.1, "high": 0.01}}}, "search.optim.lr"),
+        ({"search": {"optim.speed": {"kind": "float", "low": 0.1, "high": 1.0}}}, "optim.speed"),
+        ({"base": {"optim.speed": 1.0}}, "optim.speed"),
+        ({"objective": {"metric": "loss"}}, "objective.metric"),
+        ({"fold": 4}, "fold = 4"),
+        ({"colour": "red"}, "'colour'"),
+        ({"data": "no/such/folder"}, "'no/such/folder'"),
+    ],
+)
+def test_a_space_that_cannot_be_searched(space, nothing_written, changes: dict[str, Any], key: str):
+    file = space(**changes)
+    nothing_written()
+    sentence = refused(run("launch", file, "--no-final"))
+    assert key in sentence
+    assert "mine.toml" in sentence or "data" in changes
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--workers", "0"], "--workers"),
+        (["--workers", "99"], "--workers 99"),
+        (["--workers", "two"], "--workers"),
+        (["--concurrent", "99"], "--concurrent 99"),
+        (["--trials", "0"], "--trials"),
+        (["--epochs", "-1"], "--epochs"),
+        (["--max-time", "soon"], "'soon' is not a duration"),
+        (["--max-time", "0m"], "'0m' is not a duration"),
+        (["--max-time", "10"], "'10' is not a duration"),
+        (["--gpu-share", "0"], "'0' is not a share"),
+        (["--gpu-share", "1.5"], "'1.5' is not a share"),
+        (["--gpu-share", "half"], "'half' is not a share"),
+        (["--data", "no/such/folder"], "no/such/folder"),
+        (["--seed", "-1"], "--seed"),
+        (["--seed", "99999999999"], "seed"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_wrong_options(space, nothing_written, options: list[str], part: str):
+    file = space()
+    nothing_written()
+    assert part in refused(run("launch", file, "--no-final", *options))
+
+
+def test_a_share_of_a_gpu_where_there_is_none(space, nothing_written, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("orchestrator.resources._count_gpus", lambda: 0)
+    file = space()
+    nothing_written()
+    assert "without GPUs" in refused(run("launch", file, "--gpu-share", "0.5"))
+
+
+def test_a_study_whose_name_cannot_be_a_folders(home: Path, space):
+    assert "--study" in refused(run("launch", space(), "--no-final", "--study", "a/b"))
+    assert not [path for path in tree(home) if not path.startswith("mlflow/")]
+
+
+def test_a_study_whose_name_is_taken(study: Study, space):
+    before = tree(study.folder)
+    assert "'s1' already exists" in refused(run("launch", space(), "--no-final", "--study", "s1"))
+    assert tree(study.folder) == before
+
+
+@pytest.mark.parametrize("place", ["middle", "end", "short", "manifest", "text", "schema"])
+@pytest.mark.parametrize("command", ["launch", "data show"])
+def test_a_corrupt_arrow_file(tmp_path: Path, store: Store, space, nothing_written, place: str, command: str):
+    file, arrow, manifest = space(), store.folder / "slices.arrow", store.folder / "manifest.json"
+    content = bytearray(arrow.read_bytes())
+    at = {"middle": len(content) // 2, "end": len(content) - 20}.get(place)
+    if place == "manifest":
+        manifest.write_text("{")
+    elif place in ("text", "schema"):  # bytes that are no UTF-8, and a column that is gone
+        old, new = {"text": (b"p0p0", b"\xff0p0"), "schema": (b"annotations", b"bnnotations")}[place]
+        assert old in content
+        arrow.write_bytes(content.replace(old, new))
+    else:
+        if at is not None:
+            content[at] ^= 0xFF
+        arrow.write_bytes(content if at is not None else content[:-10])
+    nothing_written()
+    words = ["launch", file, "--no-final"] if command == "launch" else ["data", "show", str(store.folder), "--out",
+                                                                         str(tmp_path / "sheet.png")]  # fmt: skip
+    sentence = refused(run(*words))
+    assert ("manifest.json" if place == "manifest" else "slices.arrow") in sentence
+
+
+def write_npc(folder: Path, volumes: int = 5) -> None:
+    """A small data set in the layout of NPC."""
+    rng = np.random.default_rng(0)
+    for number in range(volumes):
+        part = folder / ("validation" if number == volumes - 1 else "training")
+        part.mkdir(parents=True, exist_ok=True)
+        with h5py.File(part / f"Sample_{number}.h5", "w") as file:
+            for key in npc.CHANNELS:
+                file.create_dataset(key, data=rng.normal(size=(2, 16, 16)))
+            for rater in (1, 2, 3, 4):
+                file.create_dataset(f"label_a{rater}", data=rng.integers(0, 2, (2, 16, 16)))
+
+
+@pytest.mark.parametrize("place", [0, "half"])
+@pytest.mark.parametrize("volume", ["training/Sample_0.h5", "training/Sample_3.h5", "validation/Sample_4.h5"])
+@pytest.mark.parametrize("words", [["launch", "npc", "--no-final"], ["data", "show", "npc", "--out", "{}/sheet.png"]])
+def test_a_corrupt_hdf5_file(tmp_path: Path, home: Path, nothing_written, place, volume: str, words: list[str]):
+    write_npc(home / "sources/npc")
+    file = home / "sources/npc" / volume
+    file.write_bytes(b"\0" * 500 if place == 0 else file.read_bytes()[: file.stat().st_size // 2])
+    nothing_written()
+    assert Path(volume).name in refused(run(*(word.format(tmp_path) for word in words)))
+
+
+def test_npc_without_its_files_names_both_ways_on(home: Path, nothing_written):
+    nothing_written()
+    sentence = refused(run("launch", "npc"))
+    assert str(home / "sources/npc") in sentence
+    assert "proseg-tune data standin npc" in sentence
+
+
+@pytest.mark.parametrize("command", ["best", "status", "ui"])
+@pytest.mark.parametrize("name", [[], ["gone"]])
+def test_a_study_that_does_not_exist(home: Path, nothing_written, command: str, name: list[str]):
+    nothing_written()
+    assert "there is no study" in refused(run(command, *name))
+
+
+@pytest.mark.parametrize("command", ["best", "status", "ui"])
+def test_a_study_that_does_not_exist_beside_others(study: Study, nothing_written, command: str):
+    nothing_written()
+    assert "there are s1" in refused(run(command, "gone"))
+
+
+@pytest.mark.parametrize("command", ["best", "status", "ui"])
+@pytest.mark.parametrize("name", [[], ["s1"]])
+def test_a_study_that_is_damaged(study: Study, nothing_written, command: str, name: list[str]):
+    (study.folder / "study.json").write_text("{")
+    nothing_written()
+    assert "study.json" in refused(run(command, *name))
+
+
+def test_an_export_folder_that_exists(study: Study, tmp_path: Path, nothing_written):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    nothing_written()
+    assert "exists" in refused(run("best", "--export", str(tmp_path / "out")))
+    assert "not an export" in refused(run("best", "--export", str(tmp_path / "out"), "--force"))
+
+
+def test_best_of_a_study_without_a_finished_trial(home: Path, store: Store, nothing_written):
+    make_study(home, store)
+    nothing_written()
+    assert "no finished trial" in refused(run("best"))
+
+
+def test_a_picture_that_exists(store: Store, home: Path, tmp_path: Path, nothing_written):
+    (tmp_path / "sheet.png").write_bytes(b"mine")
+    nothing_written()
+    assert "--force" in refused(run("data", "show", str(store.folder), "--out", str(tmp_path / "sheet.png")))
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["data", "show", "gone", "--out", "sheet.png"], "'gone'"),
+        (["data", "show", "{}", "--out", "no/such/folder/sheet.png"], "no/such/folder"),
+        (["data", "show", "{}", "--out", "sheet.nonsense"], "sheet.nonsense"),
+        (["data", "show", "{}"], "--out"),
+        (["data", "show", "{}", "--out", "sheet.png", "--count", "0"], "--count"),
+        (["data", "standin", "lidc"], "'lidc'"),
+        (["data", "standin", "npc", "--subjects", "1,2"], "--subjects"),
+        (["data", "standin", "npc", "--subjects", "0,0,0"], "--subjects"),
+        (["data", "nonsense"], "nonsense"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_wrong_words(
+    tmp_path: Path, store: Store, home: Path, nothing_written, monkeypatch: pytest.MonkeyPatch, words: list[str],
+    part: str,
+):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    nothing_written()
+    assert part in refused(run(*(word.format(store.folder) for word in words)))
+
+
+def test_a_tracking_server_that_does_not_answer(space, home: Path, nothing_written, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    file = space()
+    nothing_written()
+    assert "http://127.0.0.1:9" in refused(run("launch", file, "--no-final"))
+
+
+# Answers
+
+
+def answer(*words: str) -> Any:
+    result = run(*words)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_data_list_as_json(home: Path):
+    found = {entry["name"]: entry["state"] for entry in answer("data", "list", "--json")}
+    assert found["lidc-contours"] == "on first use"
+    assert found["npc"] == "missing"
+
+
+def test_status_as_json(study: Study):
+    found = answer("status", "--json")
+    assert (found["study"], found["state"], found["trials_planned"]) == ("s1", "finished", 4)
+    assert [trial["state"] for trial in found["trials"]] == ["complete", "complete", "failed"]
+    assert found["trials"][2]["reason"] == "the loss is not finite"
+    assert len(found["folds"]) == 2
+
+
+def test_best_as_json(study: Study):
+    found = answer("best", "s1", "--json")
+    assert (found["study"], found["trial"], found["objective"]["value"]) == ("s1", 1, 0.3)
+    assert found["objective"]["metric"] == "ged"
+    assert found["config"]["optim"]["lr"] == found["values"]["optim.lr"] == 0.002
+    assert [fold["metrics"]["ged"] for fold in found["folds"]] == [0.2, 0.2]
+    assert found["export"] is None
+
+
+def test_a_dry_run_as_json_writes_nothing(space, nothing_written):
+    file = space()
+    nothing_written()
+    found = answer("launch", file, "--no-final", "--dry-run", "--json", "--trials", "3", "--concurrent", "1")
+    assert (found["trials"], found["epochs"], found["resources"]["concurrent"]) == (3, 2, 1)
+    assert found["seconds"]["total"] > 0
+
+
+def test_a_dry_run_tells_the_plan(space, store: Store):
+    result = run("launch", space(), "--dry-run", "--no-final")
+    assert result.exit_code == 0
+    for part in ("4, at most 2 epochs each", "random blobs, no patient", "CPU core", "minimize ged", "time"):
+        assert part in result.stdout
+
+
+def test_status_and_best_for_a_person(study: Study):
+    for command in ("status", "best"):
+        result = run(command)
+        assert result.exit_code == 0
+        assert "random blobs, no patient" in result.stdout
+        assert "20.00" not in result.stdout
+        assert "0.2000" in result.stdout
+    assert "the loss is not finite" in run("status").stdout
+
+
+def test_status_of_a_study_that_runs(home: Path, store: Store):
+    study = make_study(home, store)
+    write_state(study, "running")
+    add_trial(study, 0, 0.4, "running")
+    assert "running; 1 of 4 trials" in run("status").stdout
+
+
+def test_a_contact_sheet_is_drawn(store: Store, home: Path, tmp_path: Path):
+    result = run("data", "show", str(store.folder), "--out", str(tmp_path / "sheet.png"), "--count", "4")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "sheet.png").read_bytes()[:4] == b"\x89PNG"
+    assert "random blobs, no patient" in result.stdout
+
+
+def test_a_stand_in_is_written_where_launch_looks(home: Path):
+    assert run("data", "standin", "npc", "--subjects", "1,1,1").exit_code == 0
+    volumes = [path for path in (home / "sources/npc").glob("*/*.h5") if path.parent.name != "training_2d"]
+    assert len(volumes) == 3
+    assert {entry["name"]: entry["state"] for entry in answer("data", "list", "--json")}["npc"] == "files found"
+
+
+# Help
+
+
+def test_help_is_instant():
+    """Whatever is slow to import is imported when it is needed."""
+    code = (
+        "import sys; from typer.testing import CliRunner; from cli.app import app\n"
+        f"for command in {['', *COMMANDS]!r}:\n"
+        "    result = CliRunner().invoke(app, [*command.split(), '--help'])\n"
+        f"    print(command, result.exit_code, [name for name in {SLOW_IMPORTS!r} if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines() == [f"{command} 0 []" for command in ["", *COMMANDS]]
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_command_has_help(command: str):
+    result = run(*command.split(), "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.stdout
+
+
+def test_the_commands_are_those_of_the_documentation():
+    text = run("--help").stdout
+    assert [name for name in ("launch", "best", "status", "ui", "data") if name not in text] == []
+
+
+def test_launch_has_the_options_of_the_documentation():
+    text = run("launch", "--help").stdout
+    names = ("trials", "epochs", "study", "workers", "gpu-share", "concurrent", "data", "max-time", "seed", "no-final",
+             "dry-run", "json", "verbose")  # fmt: skip
+    assert [name for name in names if f"--{name}" not in text] == []

@@ -1,0 +1,330 @@
+"""The prepared data set: what is written is read, without a copy; what is damaged is refused by name."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from proseg.data import batches
+from proseg.data.case import Slice
+from proseg.data.folds import Fold, make_folds
+from proseg.data.store import ARROW, FORMAT, MANIFEST, ROWS_PER_BATCH, Description, Store, write
+from proseg.errors import DataError
+
+CopyOf = Callable[[Store], Path]
+
+
+def test_everything_written_is_read(tiny_store: Store, real_slices: list[Slice]):
+    m = tiny_store.manifest
+    assert (m.slices, m.patients, m.volumes, m.raters) == (40, 20, 20, 4)
+    assert (m.channels, m.height, m.width, m.dtype) == (1, 32, 32, "int16")
+    for row, one in enumerate(real_slices):
+        np.testing.assert_array_equal(tiny_store.image(row), one.image)
+        np.testing.assert_array_equal(tiny_store.annotations(row), one.annotations)
+        np.testing.assert_array_equal(tiny_store.rater_mask(row), one.rater_mask)
+    assert tiny_store.patients.tolist() == [one.patient for one in real_slices]
+    assert tiny_store.volumes.tolist() == [one.volume for one in real_slices]
+    assert tiny_store.z.tolist() == [one.z for one in real_slices]
+
+
+def test_the_data_hold_missing_raters(tiny_store: Store):
+    present = [tiny_store.rater_mask(row).sum() for row in range(40)]
+    assert 0 < min(present) < max(present) == 4
+
+
+def test_the_description_comes_back(tiny_store: Store, description: Description):
+    assert Description.model_validate(tiny_store.manifest.model_dump(include=set(Description.model_fields))) == (
+        description
+    )
+
+
+def test_rows_beyond_one_record_batch(tmp_path: Path, real_slices: list[Slice], description: Description):
+    many = [replace(one, patient=f"{one.patient}-{turn}", z=float(turn)) for turn in range(4) for one in real_slices]
+    assert len(many) > 2 * ROWS_PER_BATCH
+    store = write(tmp_path / "store", iter(many), description)
+    for row in (0, ROWS_PER_BATCH - 1, ROWS_PER_BATCH, 2 * ROWS_PER_BATCH, len(many) - 1):
+        np.testing.assert_array_equal(store.image(row), many[row].image)
+        np.testing.assert_array_equal(store.annotations(row), many[row].annotations)
+        assert store.patients[row] == many[row].patient
+    store.verify()
+
+
+def test_reading_copies_nothing(tiny_store: Store):
+    for view in (tiny_store.image, tiny_store.annotations, tiny_store.rater_mask):
+        one = view(5)
+        assert not one.flags.owndata
+        assert not one.flags.writeable
+        assert np.shares_memory(one, view(5))
+        assert not np.shares_memory(one, view(6))
+
+
+def test_the_fingerprint_depends_on_the_content_alone(
+    tmp_path: Path, tiny_store: Store, real_slices: list[Slice], description: Description
+):
+    again = write(tmp_path / "again", real_slices, description.model_copy(update={"name": "other"}))
+    assert again.manifest.fingerprint == tiny_store.manifest.fingerprint
+    assert again.manifest.folds == tiny_store.manifest.folds
+    changed = [replace(real_slices[0], image=real_slices[0].image + 1), *real_slices[1:]]
+    assert write(tmp_path / "changed", changed, description).manifest.fingerprint != again.manifest.fingerprint
+
+
+def test_folds_are_dealt_by_mean_area_or_taken_as_given(
+    tmp_path: Path, tiny_store: Store, real_slices: list[Slice], description: Description
+):
+    areas: dict[str, list[int]] = {}
+    for one in real_slices:
+        areas.setdefault(one.patient, []).append(int(one.annotations.sum()))
+    assert tiny_store.manifest.folds == make_folds({p: float(np.mean(a)) for p, a in areas.items()})
+    given = (Fold(0, ("a",), ("b",), ("c",)),)
+    assert write(tmp_path / "given", real_slices, description, given).manifest.folds == given
+
+
+def test_cases_of_slices_are_slices(tiny_store: Store):
+    patients = sorted(set(tiny_store.patients))[3:6]
+    cases = tiny_store.cases(patients)
+    assert [len(case) for case in cases] == [1] * 6
+    assert {str(tiny_store.patients[case[0]]) for case in cases} == set(patients)
+    assert np.concatenate(cases).tolist() == tiny_store.rows(patients).tolist()
+
+
+def test_cases_of_volumes_are_whole_volumes_in_file_order(volume_store: Store):
+    fold = volume_store.manifest.folds[0]
+    cases = volume_store.cases(fold.val)
+    assert [len(case) for case in cases] == [3, 3, 3]
+    assert all(len(set(volume_store.volumes[case])) == 1 for case in cases)
+    assert all((np.diff(volume_store.z[case]) > 0).all() for case in cases)
+    assert np.concatenate(cases).tolist() == sorted(np.concatenate(cases).tolist())
+
+
+def test_cases_of_nobody(tiny_store: Store):
+    assert tiny_store.cases([]) == []
+    assert tiny_store.rows(["nobody"]).tolist() == []
+
+
+# Batches
+
+
+def test_a_batch_is_the_rows_normalised(tiny_store: Store):
+    batch = batches.load(tiny_store, [7, 3])
+    assert len(batch) == 2
+    assert batch.image.shape == (2, 1, 32, 32)
+    assert batch.image.dtype == batch.annotations.dtype == torch.float32
+    hounsfield = tiny_store.image(7).astype(float)
+    expected = ((hounsfield + 1000) / 1400 * 2 - 1).clip(-1, 1)
+    np.testing.assert_allclose(batch.image[0], expected, atol=1e-6)
+    np.testing.assert_array_equal(batch.annotations[1], tiny_store.annotations(3))
+    assert batch.rater_mask.tolist() == [tiny_store.rater_mask(7).tolist(), tiny_store.rater_mask(3).tolist()]
+
+
+def test_without_a_window_the_image_is_left_alone(volume_store: Store):
+    np.testing.assert_array_equal(batches.load(volume_store, [4]).image[0], volume_store.image(4))
+
+
+@pytest.mark.parametrize(
+    ("crop", "kept"), [(8, slice(12, 20)), (7, slice(12, 19)), (32, slice(None)), (99, slice(None))]
+)
+def test_the_crop_is_central(tiny_store: Store, crop: int, kept: slice):
+    whole, cut = batches.load(tiny_store, [2]), batches.load(tiny_store, [2], crop)
+    assert torch.equal(cut.image, whole.image[..., kept, kept])
+    assert torch.equal(cut.annotations, whole.annotations[..., kept, kept])
+
+
+@pytest.mark.usefixtures("global_rng")
+@pytest.mark.parametrize("size", [(6, 6), (4, 6)], ids=str)
+def test_augmentation_moves_image_and_masks_together(size: tuple[int, int]):
+    torch.manual_seed(0)
+    image = torch.arange(float(size[0] * size[1])).reshape(1, 1, *size)
+    batch = batches.Batch(image, image[:, [0, 0]] % 2, torch.ones(1, 2, dtype=torch.bool))
+    seen = set()
+    for _ in range(60):
+        moved = batches.augment(batch, flip=True, noise=0)
+        assert torch.equal(moved.image[:, [0, 0]] % 2, moved.annotations)
+        assert moved.image.shape == image.shape
+        seen.add(tuple(moved.image.flatten().tolist()))
+    assert len(seen) == (8 if size[0] == size[1] else 2)
+
+
+@pytest.mark.usefixtures("global_rng")
+def test_noise_is_added_to_the_image_alone(tiny_store: Store):
+    torch.manual_seed(0)
+    batch = batches.load(tiny_store, [0, 1])
+    noisy = batches.augment(batch, flip=False, noise=0.2)
+    assert (noisy.image - batch.image).std().item() == pytest.approx(0.2, rel=0.1)
+    assert torch.equal(noisy.annotations, batch.annotations)
+    assert torch.equal(batches.augment(batch, flip=False, noise=0).image, batch.image)
+
+
+# Damage
+
+
+def test_an_intact_store_verifies(tiny_store: Store, volume_store: Store):
+    tiny_store.verify()
+    volume_store.verify()
+
+
+def flip_byte(file: Path, inside: bytes) -> None:
+    content = bytearray(file.read_bytes())
+    content[content.index(inside) + len(inside) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("column", ["image", "annotations", "rater_mask", "patient", "volume", "z"])
+def test_verify_detects_one_flipped_bit(volume_store: Store, copy_of: CopyOf, column: str):
+    folder, row = copy_of(volume_store), 13
+    content = {
+        "image": volume_store.image(row).tobytes(),
+        "annotations": volume_store.annotations(row).tobytes(),
+        "rater_mask": b"".join(volume_store.rater_mask(r).tobytes() for r in range(volume_store.manifest.slices)),
+        "patient": str(volume_store.patients[row]).encode(),
+        "volume": str(volume_store.volumes[row]).encode(),
+        "z": volume_store.z[row : row + 2].tobytes(),
+    }  # fmt: skip
+    flip_byte(folder / ARROW, content[column])
+    with pytest.raises(DataError, match="damaged"):
+        Store(folder).verify()
+
+
+@pytest.mark.parametrize("kept", [0, 100, -1])
+def test_a_truncated_file_is_refused_when_it_is_opened(tiny_store: Store, copy_of: CopyOf, kept: int):
+    folder = copy_of(tiny_store)
+    content = (folder / ARROW).read_bytes()
+    (folder / ARROW).write_bytes(content[:kept])
+    with pytest.raises(DataError, match="damaged") as caught:
+        Store(folder)
+    assert str(folder / ARROW) in str(caught.value)
+
+
+def test_a_file_of_the_right_size_that_is_no_arrow_file_is_refused(tiny_store: Store, copy_of: CopyOf):
+    folder = copy_of(tiny_store)
+    (folder / ARROW).write_bytes(bytes((folder / ARROW).stat().st_size))
+    with pytest.raises(DataError, match="damaged"):
+        Store(folder)
+
+
+@pytest.mark.parametrize("file", [ARROW, MANIFEST])
+def test_a_missing_file_is_named(tiny_store: Store, copy_of: CopyOf, file: str):
+    folder = copy_of(tiny_store)
+    (folder / file).unlink()
+    with pytest.raises(DataError, match=file) as caught:
+        Store(folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path):
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        Store(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"format": 99}, f"format 99, this version reads {FORMAT}"), ({"slices": 39}, "does not hold 39 slices"),
+     ({"dtype": "float16"}, "cannot be read as a manifest"), ({"surplus": 1}, "cannot be read as a manifest")],
+)  # fmt: skip
+def test_a_manifest_that_does_not_fit_is_refused(tiny_store: Store, copy_of: CopyOf, change: dict, message: str):
+    folder = copy_of(tiny_store)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(manifest | change))
+    with pytest.raises(DataError, match=message):
+        Store(folder)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff\xfe"])
+def test_a_manifest_that_is_no_manifest_is_named(tiny_store: Store, copy_of: CopyOf, text: bytes):
+    folder = copy_of(tiny_store)
+    (folder / MANIFEST).write_bytes(text)
+    with pytest.raises(DataError, match=MANIFEST):
+        Store(folder)
+
+
+# Writing
+
+
+def test_an_empty_source_is_refused_and_leaves_nothing(tmp_path: Path, description: Description):
+    with pytest.raises(DataError, match="'tiny' is empty"):
+        write(tmp_path / "store", [], description)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"image": np.zeros((1, 32, 31), np.int16)}, {"image": np.zeros((1, 32, 32), np.float32)},
+     {"annotations": np.zeros((3, 32, 32), bool)}],
+)  # fmt: skip
+def test_slices_that_differ_are_refused_by_name(
+    tmp_path: Path, real_slices: list[Slice], description: Description, odd: dict
+):
+    slices = [*real_slices[:5], replace(real_slices[5], **odd), *real_slices[6:]]
+    with pytest.raises(DataError, match=real_slices[5].volume):
+        write(tmp_path / "store", slices, description)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_few_patients_for_folds_are_refused(tmp_path: Path, real_slices: list[Slice], description: Description):
+    with pytest.raises(DataError, match="'tiny': 4 folds need at least 8 patients, there are 3"):
+        write(tmp_path / "store", real_slices[:6], description)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_write_leaves_nothing(
+    tmp_path: Path, real_slices: list[Slice], description: Description, error: type[BaseException]
+):
+    def interrupted() -> Iterator[Slice]:
+        yield from real_slices * 2
+        raise error
+
+    with pytest.raises(error):
+        write(tmp_path / "store", interrupted(), description)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leftovers_of_a_killed_write_do_not_matter(tmp_path: Path, real_slices: list[Slice], description: Description):
+    leftover = tmp_path / ".store.partial"
+    leftover.mkdir()
+    (leftover / ARROW).write_bytes(b"half")
+    (leftover / "more").write_bytes(b"")
+    store = write(tmp_path / "store", real_slices, description)
+    store.verify()
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    assert sorted(path.name for path in store.folder.iterdir()) == [MANIFEST, ARROW]
+
+
+FLIP = """
+import sys
+from pathlib import Path
+from proseg.data.store import Store
+from proseg.errors import DataError
+
+file = Path(sys.argv[1])
+content = file.read_bytes()
+refused, unnamed = 0, {}
+for place in range(0, len(content), 3):
+    file.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+    try:
+        Store(file.parent).verify()
+    except DataError:
+        refused += 1
+    except Exception as error:
+        unnamed[type(error).__name__] = place
+file.write_bytes(content)
+print(refused, unnamed)
+"""
+
+
+def test_no_flipped_bit_crashes_the_process_or_escapes_as_another_error(
+    tmp_path: Path, real_slices: list[Slice], description: Description
+):
+    corner = [replace(one, image=one.image[:, :4, :4], annotations=one.annotations[:, :4, :4]) for one in real_slices]
+    store = write(tmp_path / "store", corner, description)
+    run = subprocess.run([sys.executable, "-c", FLIP, store.folder / ARROW], capture_output=True, text=True)
+    assert run.returncode == 0, f"the process died of signal {-run.returncode}"
+    refused, _, unnamed = run.stdout.strip().partition(" ")
+    assert int(refused) > 100
+    assert unnamed == "{}"
+    store.verify()

@@ -1,0 +1,472 @@
+"""Training: it learns, it resumes to the bit, it fails with a name, and what it says is the same everywhere."""
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from proseg import evaluate as evaluation
+from proseg import fit as fitting
+from proseg import train as training
+from proseg.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from proseg.config import OptimConfig, TrainConfig
+from proseg.data import batches
+from proseg.data.case import Slice
+from proseg.data.folds import Fold
+from proseg.data.store import Description, Store, write
+from proseg.errors import CheckpointError, ConfigError, TrainingError
+from proseg.evaluate import Scores, evaluate, metric_names
+from proseg.fit import fit
+from proseg.generate import mean_maps
+from proseg.model import ProSeg
+from proseg.records import BEST, CONFIG, EPOCHS, LAST, Criterion, read_epochs
+from proseg.train import EpochReport, TrainState, model_of, set_learning_rate, train
+
+pytestmark = pytest.mark.usefixtures("global_rng")
+
+GED = Criterion("ged")
+
+
+@pytest.fixture(scope="module")
+def fold(tiny_store: Store) -> Fold:
+    return tiny_store.manifest.folds[1]
+
+
+@pytest.fixture
+def reports(tiny_config: TrainConfig, tiny_store: Store, fold: Fold) -> list[EpochReport]:
+    return run(tiny_config, tiny_store, fold)
+
+
+def run(config: TrainConfig, store: Store, fold: Fold, resume: Checkpoint | None = None) -> list[EpochReport]:
+    return list(train(config, store, fold, resume=resume))
+
+
+def assert_same_bits(one: TrainState, other: TrainState) -> None:
+    for mine, theirs in ((one.model.state_dict(), other.model.state_dict()), (momenta(one), momenta(other))):
+        assert mine.keys() == theirs.keys()
+        assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+
+
+def momenta(state: TrainState) -> dict[str, torch.Tensor]:
+    saved = state.optimizer.state_dict()["state"]
+    return {f"{number}.{name}": value for number, entry in saved.items() for name, value in entry.items()}
+
+
+# What training does
+
+
+def test_reports_come_once_an_epoch_with_every_metric(reports: list[EpochReport]):
+    assert [report.epoch for report in reports] == [1, 2, 3]
+    validation = {f"val/{name}" for name in metric_names(4)}
+    losses = {f"train/{name}" for name in ("loss", "seg", "rec", "cls", "kl_z", "kl_tau")}
+    for report in reports:
+        assert validation | losses <= set(report.metrics)
+        assert np.isfinite(list(report.metrics.values())).all()
+
+
+@pytest.mark.parametrize("segmentation", ["ce", "dice", "ce_dice"])
+def test_the_loss_falls(tiny_config: TrainConfig, tiny_store: Store, fold: Fold, segmentation: str):
+    config = tiny_config.with_values({"loss.segmentation": segmentation, "epochs": 5})
+    losses = [report.metrics["train/seg"] for report in run(config, tiny_store, fold)]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    tiny_config: TrainConfig, tiny_store: Store, fold: Fold, name: str
+):
+    config = tiny_config.with_values({"epochs": 1, "optim.name": name, "optim.weight_decay": 0.01})
+    one, again = (run(config, tiny_store, fold)[-1] for _ in range(2))
+    assert_same_bits(one.state, again.state)
+    assert one.metrics == again.metrics
+    other = run(config.with_values({"seed": 1}), tiny_store, fold)[-1]
+    weights, others = one.state.model.state_dict(), other.state.model.state_dict()
+    assert all(not torch.equal(weights[name], others[name]) for name in weights if "weight" in name)
+
+
+def test_the_callers_random_numbers_do_not_matter(
+    tiny_config: TrainConfig, tiny_store: Store, fold: Fold, reports: list[EpochReport]
+):
+    for report in train(tiny_config, tiny_store, fold):
+        torch.manual_seed(report.epoch)
+        torch.randn(1000)
+        np.random.seed(1)
+        last = report
+    assert_same_bits(last.state, reports[-1].state)
+    assert last.metrics == reports[-1].metrics
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_a_resumed_training_equals_one_that_never_stopped(
+    tmp_path: Path, tiny_config: TrainConfig, tiny_store: Store, fold: Fold, name: str
+):
+    config = tiny_config.with_values({"optim.name": name, "optim.weight_decay": 0.01})
+    whole = run(config, tiny_store, fold)
+    first = next(train(config, tiny_store, fold))
+    save_checkpoint(tmp_path / "c", first.state.checkpoint(config, first.metrics))
+    torch.manual_seed(99)
+    rest = run(config, tiny_store, fold, resume=load_checkpoint(tmp_path / "c"))
+    assert [report.epoch for report in rest] == [2, 3]
+    assert_same_bits(rest[-1].state, whole[-1].state)
+    assert [report.metrics for report in rest] == [report.metrics for report in whole[1:]]
+
+
+def test_resuming_a_finished_training_yields_nothing(
+    tiny_config: TrainConfig, tiny_store: Store, fold: Fold, reports: list[EpochReport]
+):
+    finished = reports[-1].state.checkpoint(tiny_config, {})
+    assert run(tiny_config, tiny_store, fold, resume=finished) == []
+
+
+def test_a_batch_larger_than_the_data_is_all_of_it(tiny_config: TrainConfig, tiny_store: Store, fold: Fold):
+    config = tiny_config.with_values({"batch_size": 1000, "epochs": 1})
+    assert len(run(config, tiny_store, fold)) == 1
+
+
+def test_one_training_slice_is_enough(
+    tmp_path: Path, tiny_config: TrainConfig, real_slices: list[Slice], description: Description
+):
+    first, second = real_slices[0], real_slices[2]
+    fold = Fold(0, (first.patient,), (second.patient,), ())
+    store = write(tmp_path / "store", [first, second], description, (fold,))
+    assert len(run(tiny_config, store, fold)) == 3
+
+
+def test_volumes_are_trained_by_slice_and_validated_by_volume(tiny_config: TrainConfig, volume_store: Store):
+    config = tiny_config.with_values({"epochs": 1, "data.crop": 24})
+    (report,) = run(config, volume_store, volume_store.manifest.folds[0])
+    assert report.state.model.channels == 3
+    assert 0 <= report.metrics["val/dice_mean"] <= 1
+
+
+def test_the_one_cycle_schedule_rises_and_falls():
+    config = OptimConfig(lr=2.0, schedule="onecycle")
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+    rates = []
+    for progress in np.linspace(0, 1, 101):
+        set_learning_rate(optimizer, config, float(progress))
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[0] > 0
+    assert np.argmax(rates) == 15
+    assert max(rates) == pytest.approx(2)
+    assert (np.diff(rates[15:]) < 0).all()
+    assert rates[-1] == pytest.approx(0)
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize("batch_size", [6, 1000], ids=["several steps", "one step"])
+def test_an_image_with_nan_stops_the_training_by_epoch_and_step(
+    tmp_path: Path, tiny_config: TrainConfig, real_slices: list[Slice], description: Description, batch_size: int
+):
+    pixels = [replace(one, image=one.image.astype(np.float32)) for one in real_slices]
+    store = write(tmp_path / "store", pixels, description)
+    fold = store.manifest.folds[0]
+    broken = int(store.rows(fold.train)[0])
+    pixels[broken].image[0, 5, 5] = np.nan
+    store = write(tmp_path / "broken", pixels, description)
+    with pytest.raises(TrainingError, match=r"not finite in epoch 1, step \d of \d"):
+        run(tiny_config.with_values({"batch_size": batch_size}), store, fold)
+
+
+@pytest.mark.parametrize("changes", [{"optim.lr": 1e30}, {"optim.lr": 1e5, "optim.schedule": "constant"}], ids=str)
+def test_a_huge_learning_rate_stops_the_training_by_epoch_and_step(
+    tiny_config: TrainConfig, tiny_store: Store, fold: Fold, changes: dict
+):
+    config = tiny_config.with_values({"optim.grad_clip": None, "epochs": 20} | changes)
+    with pytest.raises(TrainingError, match=r"not finite in epoch \d+, step \d+ of \d+.*optim\.lr"):
+        run(config, tiny_store, fold)
+
+
+@pytest.mark.parametrize(("batch_size", "named"), [(5, 5), (7, 7)])
+def test_a_batch_that_ranks_cannot_share_is_refused(
+    tiny_config: TrainConfig, tiny_store: Store, fold: Fold, batch_size: int, named: int,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.setattr(training, "world_size", lambda: 2)
+    config = tiny_config.with_values({"batch_size": batch_size})
+    with pytest.raises(ConfigError, match=f"batch_size = {named} cannot be shared equally by 2 ranks"):
+        next(train(config, tiny_store, fold))
+
+
+# A folder
+
+
+def test_fit_leaves_checkpoints_records_and_configuration(
+    tmp_path: Path, tiny_config: TrainConfig, tiny_store: Store, fold: Fold, reports: list[EpochReport]
+):
+    records = list(fit(tiny_config, tiny_store.folder, fold, tmp_path, GED))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([LAST, BEST, EPOCHS, CONFIG])
+    assert read_epochs(tmp_path) == records
+    assert [record["metrics"] for record in records] == [report.metrics for report in reports]
+    last, best = load_checkpoint(tmp_path / LAST), load_checkpoint(tmp_path / BEST)
+    assert last.epoch == 3
+    assert last.optimizer
+    assert last.config == best.config == tiny_config
+    assert best.optimizer == {}
+    torch.testing.assert_close(last.model, reports[-1].state.model.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("criterion", [Criterion("ged"), Criterion("dice_mean", maximize=True), Criterion("d_aa")])
+def test_best_is_the_best_epoch_of_the_criterion(
+    tmp_path: Path, tiny_config: TrainConfig, tiny_store: Store, fold: Fold, criterion: Criterion
+):
+    records = list(fit(tiny_config, tiny_store.folder, fold, tmp_path, criterion))
+    values = [record["metrics"][f"val/{criterion.metric}"] for record in records]
+    sign = -1 if criterion.maximize else 1
+    assert [record["best"] for record in records] == [
+        sign * min(sign * value for value in values[: i + 1]) for i in range(3)
+    ]
+    best = load_checkpoint(tmp_path / BEST)
+    assert best.epoch == 1 + min(range(3), key=lambda i: (sign * values[i], i))
+    assert best.metrics == records[best.epoch - 1]["metrics"]
+
+
+def without_time(records: list[dict]) -> list[dict]:
+    return [{name: value for name, value in record.items() if name != "time"} for record in records]
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path, tiny_config: TrainConfig, tiny_store: Store, fold: Fold) -> Path:
+    """The folder of a training that ended after its first epoch."""
+    folder = tmp_path / "interrupted"
+    next(fit(tiny_config, tiny_store.folder, fold, folder, GED))
+    return folder
+
+
+def test_fit_goes_on_from_its_own_folder(
+    tmp_path: Path, interrupted: Path, tiny_config: TrainConfig, tiny_store: Store, fold: Fold
+):
+    whole = list(fit(tiny_config, tiny_store.folder, fold, tmp_path / "whole", GED))
+    rest = list(fit(tiny_config, tiny_store.folder, fold, interrupted, GED))
+    assert without_time(rest) == without_time(whole[1:])
+    assert without_time(read_epochs(interrupted)) == without_time(whole)
+    for name in (LAST, BEST):
+        one, other = load_checkpoint(tmp_path / "whole" / name), load_checkpoint(interrupted / name)
+        assert (one.epoch, one.metrics, one.extra) == (other.epoch, other.metrics, other.extra)
+        torch.testing.assert_close((one.model, one.optimizer), (other.model, other.optimizer), rtol=0, atol=0)
+
+
+def test_fit_of_a_finished_folder_yields_nothing_and_changes_nothing(
+    tmp_path: Path, tiny_config: TrainConfig, tiny_store: Store, fold: Fold
+):
+    list(fit(tiny_config, tiny_store.folder, fold, tmp_path, GED))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert list(fit(tiny_config, tiny_store.folder, fold, tmp_path, GED)) == []
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_fit_refuses_the_folder_of_another_configuration_and_leaves_it_alone(
+    interrupted: Path, tiny_config: TrainConfig, tiny_store: Store, fold: Fold
+):
+    before = {path.name: path.read_bytes() for path in interrupted.iterdir()}
+    with pytest.raises(CheckpointError, match="belongs to another configuration"):
+        next(fit(tiny_config.with_values({"seed": 5}), tiny_store.folder, fold, interrupted, GED))
+    assert {path.name: path.read_bytes() for path in interrupted.iterdir()} == before
+
+
+def test_fit_refuses_a_damaged_checkpoint(interrupted: Path, tiny_config: TrainConfig, tiny_store: Store, fold: Fold):
+    (interrupted / LAST).write_bytes((interrupted / LAST).read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=LAST):
+        next(fit(tiny_config, tiny_store.folder, fold, interrupted, GED))
+
+
+def test_a_diverging_fit_keeps_the_checkpoints_of_the_epochs_before(
+    tmp_path: Path, tiny_config: TrainConfig, tiny_store: Store, fold: Fold, monkeypatch: pytest.MonkeyPatch
+):
+    means = training._mean_losses
+
+    def diverging(steps: list[dict[str, torch.Tensor]], epoch: int) -> dict[str, float]:
+        return means([{"loss": torch.tensor(torch.nan)}] if epoch == 3 else steps, epoch)
+
+    monkeypatch.setattr(training, "_mean_losses", diverging)
+    with pytest.raises(TrainingError, match="epoch 3"):
+        list(fit(tiny_config, tiny_store.folder, fold, tmp_path, GED))
+    assert load_checkpoint(tmp_path / LAST).epoch == 2
+    assert [record["epoch"] for record in read_epochs(tmp_path)] == [1, 2]
+
+
+def test_a_line_that_was_not_finished_is_ignored(interrupted: Path):
+    before = read_epochs(interrupted)
+    with open(interrupted / EPOCHS, "a") as file:
+        file.write('{"epoch": 2, "ti')
+    assert read_epochs(interrupted) == before
+
+
+def test_fit_goes_on_after_a_line_that_was_not_finished(
+    interrupted: Path, tiny_config: TrainConfig, tiny_store: Store, fold: Fold
+):
+    with open(interrupted / EPOCHS, "a") as file:
+        file.write('{"epoch": 2, "ti')
+    list(fit(tiny_config, tiny_store.folder, fold, interrupted, GED))
+    assert [record["epoch"] for record in read_epochs(interrupted)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("step", ["save_checkpoint", "append_line"])
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+def test_a_crash_between_any_two_writes_loses_no_epoch(
+    tmp_path: Path, tiny_config: TrainConfig, tiny_store: Store, fold: Fold, monkeypatch: pytest.MonkeyPatch,
+    step: str, call: int,
+):  # fmt: skip
+    calls, real = [], getattr(fitting, step)
+
+    def crashing(*args: object) -> None:
+        calls.append(args)
+        if len(calls) == call:
+            raise SystemExit
+        real(*args)
+
+    with monkeypatch.context() as context:
+        context.setattr(fitting, step, crashing)
+        try:
+            list(fit(tiny_config, tiny_store.folder, fold, tmp_path, GED))
+        except SystemExit:
+            list(fit(tiny_config, tiny_store.folder, fold, tmp_path, GED))
+    records = read_epochs(tmp_path)
+    assert [record["epoch"] for record in records] == [1, 2, 3]
+    assert load_checkpoint(tmp_path / BEST).metrics["val/ged"] == min(r["metrics"]["val/ged"] for r in records)
+
+
+def test_an_epoch_that_was_trained_twice_counts_once_as_trained_last(tmp_path: Path):
+    lines = [{"epoch": 2, "best": 1}, {"epoch": 1, "best": 2}, {"epoch": 2, "best": 3}]
+    (tmp_path / EPOCHS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_epochs(tmp_path) == [{"epoch": 1, "best": 2}, {"epoch": 2, "best": 3}]
+
+
+def test_a_folder_without_records_has_none(tmp_path: Path):
+    assert read_epochs(tmp_path) == []
+
+
+# Evaluation
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_config: TrainConfig, tiny_store: Store, fold: Fold) -> ProSeg:
+    with torch.random.fork_rng():
+        (report,) = run(tiny_config.with_values({"epochs": 1}), tiny_store, fold)
+    return report.state.model
+
+
+@pytest.fixture(scope="module")
+def cases(tiny_store: Store) -> list[np.ndarray]:
+    return tiny_store.cases(sorted(set(tiny_store.patients)))
+
+
+def assert_same_scores(one: Scores, other: Scores) -> None:
+    assert one.cases == other.cases
+    assert one.values.keys() == other.values.keys()
+    for name in one.values:
+        np.testing.assert_array_equal(one.values[name], other.values[name], err_msg=name)
+
+
+def test_evaluation_follows_its_seed_and_not_the_global_generator(
+    trained: ProSeg, tiny_store: Store, cases: list[np.ndarray]
+):
+    def scored(global_seed: int, seed: int) -> Scores:
+        torch.manual_seed(global_seed)
+        np.random.seed(global_seed)
+        return evaluate(trained, tiny_store, cases, crop=None, seed=seed, prior_samples=3)
+
+    assert_same_scores(scored(1, 7), scored(2, 7))
+    assert not np.array_equal(scored(1, 7).values["ged"], scored(1, 8).values["ged"])
+
+
+def test_evaluation_does_not_move_the_global_generator(trained: ProSeg, tiny_store: Store, cases: list[np.ndarray]):
+    before = torch.get_rng_state()
+    evaluate(trained, tiny_store, cases[:4], crop=None, seed=0, prior_samples=2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 40, 1000])
+def test_every_case_is_scored_once(
+    trained: ProSeg, tiny_store: Store, cases: list[np.ndarray], at_once: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(evaluation, "SLICES_AT_ONCE", at_once)
+    scores = evaluate(trained, tiny_store, cases, crop=None, seed=0, prior_samples=2)
+    assert scores.cases == [f"{tiny_store.volumes[row]}/{tiny_store.z[row]:.2f}" for row in range(40)]
+    assert len(set(scores.cases)) == 40
+    expected = {*metric_names(4), *(f"prior_{name}" for name in evaluation.DIVERSITY)}
+    assert set(scores.values) == expected
+    assert {len(values) for values in scores.values.values()} == {40}
+    for row in (0, 17, 39):
+        alone = batches.load(tiny_store, [row])
+        with torch.no_grad():
+            maps = mean_maps(trained, trained.posterior(alone.image))[0] > 0.5
+        for r in range(4):
+            value = scores.values[f"dice_a{r + 1}"][row]
+            if alone.rater_mask[0, r]:
+                assert value == pytest.approx(dice(maps[r], alone.annotations[0, r].bool()))
+            else:
+                assert np.isnan(value)
+
+
+def dice(a: torch.Tensor, b: torch.Tensor) -> float:
+    areas = (a.sum() + b.sum()).item()
+    return 2 * (a & b).sum().item() / areas if areas else 1.0
+
+
+def test_means_leave_missing_raters_out(trained: ProSeg, tiny_store: Store, cases: list[np.ndarray]):
+    scores = evaluate(trained, tiny_store, cases, crop=None, seed=0)
+    assert np.isnan(scores.values["dice_a4"]).any()
+    defined = scores.values["dice_a4"][~np.isnan(scores.values["dice_a4"])]
+    assert scores.means()["dice_a4"] == pytest.approx(defined.mean())
+    nowhere = Scores(["x"], {"dice_a1": np.array([np.nan]), "ged": np.array([0.5])})
+    assert nowhere.means() == {"ged": 0.5}
+
+
+def test_a_volume_is_one_case(tiny_config: TrainConfig, volume_store: Store):
+    fold = volume_store.manifest.folds[0]
+    model = TrainState.fresh(tiny_config, volume_store, torch.device("cpu")).model
+    volumes = volume_store.cases((*fold.val, *fold.test))
+    scores = evaluate(model, volume_store, volumes, crop=24, seed=0, prior_samples=3)
+    assert scores.cases == [str(volume_store.volumes[case[0]]) for case in volumes]
+    assert {len(values) for values in scores.values.values()} == {len(volumes)}
+    for number, case in enumerate(volumes):
+        batch = batches.load(volume_store, case, 24)
+        with torch.no_grad():
+            maps = mean_maps(model, model.posterior(batch.image)) > 0.5
+        for r in range(4):
+            value = scores.values[f"dice_a{r + 1}"][number]
+            if batch.rater_mask[:, r].any():
+                assert value == pytest.approx(dice(maps[:, r], batch.annotations[:, r].bool()))
+            else:
+                assert np.isnan(value)
+
+
+def test_no_case_no_score(trained: ProSeg, tiny_store: Store):
+    scores = evaluate(trained, tiny_store, [], crop=None, seed=0)
+    assert scores.cases == []
+    assert scores.means() == {}
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_number_of_ranks_does_not_matter(
+    trained: ProSeg, tiny_store: Store, cases: list[np.ndarray], ranks: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Ranks one after another in this process: what each found is kept, and the last one gathers it."""
+    monkeypatch.setattr(evaluation, "SLICES_AT_ONCE", 7)
+    alone = evaluate(trained, tiny_store, cases, crop=None, seed=3, prior_samples=2)
+    found: list[dict] = []
+    monkeypatch.setattr(evaluation, "world_size", lambda: ranks)
+    monkeypatch.setattr(evaluation, "gather_objects", lambda mine: (found.append(mine), found)[1])
+    for rank in range(ranks - 1):
+        monkeypatch.setattr(evaluation, "rank", lambda rank=rank: rank)
+        with pytest.raises(KeyError):
+            evaluate(trained, tiny_store, cases, crop=None, seed=3, prior_samples=2)
+    monkeypatch.setattr(evaluation, "rank", lambda: ranks - 1)
+    together = evaluate(trained, tiny_store, cases, crop=None, seed=3, prior_samples=2)
+    assert sorted(number for part in found for number in part) == list(range(6))
+    assert_same_scores(alone, together)
+
+
+def test_the_model_of_a_checkpoint_predicts_the_same(trained: ProSeg, tiny_config: TrainConfig, tiny_store: Store):
+    state = TrainState(copy.deepcopy(trained), torch.optim.Adam(trained.parameters()))
+    again = model_of(state.checkpoint(tiny_config, {}, resumable=False))
+    image = batches.load(tiny_store, [0]).image
+    with torch.no_grad():
+        torch.testing.assert_close(again.posterior(image).mean, trained.posterior(image).mean)
