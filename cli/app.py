@@ -27,6 +27,7 @@ data_app = typer.Typer(help="Data sets: list them, look at them, write a stand-i
 app.add_typer(data_app, name="data")
 
 USER_MISTAKE = 2
+PICTURES = (".png", ".svg", ".pdf", ".jpg")
 INTERRUPTED = 130
 
 
@@ -217,7 +218,10 @@ def data_show(
             raise DataError(f"--out {out} exists; choose another file, or add --force to replace it")
         if not out.resolve().parent.is_dir():
             raise DataError(f"--out {out}: the folder {out.resolve().parent} does not exist")
+        if out.suffix.lower() not in PICTURES:
+            raise DataError(f"--out {out} must end in one of {', '.join(PICTURES)}")
         store = open_data(name, workspace(), jobs=os.cpu_count() or 1, track=render.track())
+        store.verify()
         contact_sheet(store, count).savefig(out)
         m = store.manifest
         render.line(f"{m.name}: {m.label}. {m.slices} slices of {m.patients} patients, {m.raters} raters -> {out}")

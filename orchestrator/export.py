@@ -63,12 +63,14 @@ def export(study: Study, folder: Path, *, force: bool = False) -> None:
         source = study.trial_folder(trial.number) / BEST
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         _write(study, trial, source, partial, retrained)
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
+    except OSError as error:
+        raise StudyError(f"--export {folder} cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     write_atomically(study.folder / RECORD, json.dumps({"folder": str(folder)}).encode())

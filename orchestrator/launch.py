@@ -85,8 +85,12 @@ def create(study: Study, home: Path, name: str | None, created: float) -> Study:
     Raises:
         StudyError: the name is taken, or MLflow does not answer; nothing has been written.
     """
-    check_server(home)
     folder = claim_folder(home, study.space.name, name)
+    try:
+        check_server(home)
+    except StudyError:
+        folder.rmdir()
+        raise
     study = study.model_copy(update={"name": folder.name, "folder": folder, "created": created})
     write_study(study)
     write_state(study, "running")

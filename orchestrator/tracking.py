@@ -55,7 +55,7 @@ def check_server(home: Path) -> None:
     uri = tracking_uri(home)
     try:
         MlflowClient(uri).search_experiments(max_results=1)
-    except MlflowException as error:
+    except (MlflowException, OSError) as error:
         raise StudyError(
             f"MLflow at {uri} cannot be used: {_first_line(error)}; "
             "mend MLFLOW_TRACKING_URI, or unset it to use the workspace's own store"
@@ -73,6 +73,7 @@ class MlflowTracker:
         self._study, self._waiting, self._retry_at = study, deque[Callable[[], None]](), 0.0
         self._runs: dict[str, str] = {}
         self._sent_epochs: dict[str, int] = {}
+        self._has_final = False
         self.uri = tracking_uri(home)
         self._client = MlflowClient(self.uri)
         self.experiment = self._open_experiment(home)
@@ -102,7 +103,8 @@ class MlflowTracker:
 
     def fold_ended(self, data: DataRef, fold: int, config: TrainConfig, summary: dict[str, float]) -> None:
         key, folder = f"final/{data.name}/{fold}", self._study.final_folder(data.name, fold)
-        if "final" not in self._runs:
+        if not self._has_final:
+            self._has_final = True
             self._send(lambda: self._create("final", "final stage", kind="final", parent="study", tags={}))
         tags = {"proseg.fold": str(fold), "proseg.data": data.name, "proseg.state": "complete"}
         self._send(lambda: self._create(key, f"{data.name} fold {fold}", kind="fold", parent="final", tags=tags))
@@ -123,7 +125,7 @@ class MlflowTracker:
             best = order[0]
             self._send(lambda: self._client.set_tag(self._runs[best.name], "proseg.best", "true"))
         self._metrics("study", summary, step=len(trials))
-        if "final" in self._runs:
+        if self._has_final:
             self._metrics("final", summary, step=0)
             self._end("final", "FINISHED", {"proseg.state": "complete"})
         status = {"finished": "FINISHED", "interrupted": "KILLED"}.get(state, "FAILED")
@@ -150,7 +152,7 @@ class MlflowTracker:
         while self._waiting:
             try:
                 self._waiting[0]()
-            except MlflowException as error:
+            except (MlflowException, OSError) as error:
                 if not self._retry_at:
                     logging.getLogger(__name__).warning(
                         "MLflow does not answer (%s); the study goes on and its records wait", _first_line(error)

@@ -107,7 +107,7 @@ class FinalStage(_Part):
 class SearchSpace(_Part):
     name: str
     file: str
-    about: str
+    about: str = ""
     """One sentence for lists and pages."""
     data: str
     fold: int = Field(default=0, ge=0)
