@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from orchestrator.results import FoldResult
-from orchestrator.study import DataRef, Final, Study, StudyError, read_study
+from orchestrator.study import DataRef, Study, StudyError, read_study
 from orchestrator.tracking import Tracker
-from orchestrator.trial import failure_of, record_failure
+from orchestrator.trial import failure_of, failure_recorded
 from orchestrator.watcher import Watcher
 from proseg.config import TrainConfig, parse
 from proseg.records import BEST, read_epochs, write_atomically
@@ -20,11 +20,11 @@ PRIOR_SAMPLES = 50
 POLL_SECONDS = 1.0
 
 
-def planned(study: Study, values: dict[str, Any]) -> list[tuple[Final, int, TrainConfig]]:
+def planned(study: Study, values: dict[str, Any]) -> list[tuple[DataRef, int, TrainConfig]]:
     """Every fold that the final stage trains, with its configuration."""
     config = study.config_of(values)
     return [
-        (final, fold, config.with_values({**final.stage.base, "epochs": final.stage.epochs}))
+        (final.data, fold, config.with_values({**final.stage.base, "epochs": final.stage.epochs}))
         for final in study.finals
         if final.data is not None
         for fold in range(final.folds)
@@ -43,15 +43,9 @@ def run_final(study: Study, values: dict[str, Any], tracker: Tracker, watcher: W
     train_fold = ray.remote(
         num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, max_retries=0
     )(run_fold)  # fmt: skip
-    plan = planned(study, values)
     running = {
-        train_fold.remote(str(study.folder), final.data.name, fold, config.model_dump_json()): (
-            final.data,
-            fold,
-            config,
-        )
-        for final, fold, config in plan
-        if final.data is not None
+        train_fold.remote(str(study.folder), data.name, fold, config.model_dump_json()): (data, fold, config)
+        for data, fold, config in planned(study, values)
     }
     results = []
     while running:
@@ -73,11 +67,8 @@ def run_fold(study_folder: str, data_name: str, fold: int, config_json: str) -> 
     data = next(final.data for final in study.finals if final.data is not None and final.data.name == data_name)
     folder = study.final_folder(data_name, fold)
     torch.set_num_threads(study.resources.threads_per_rank * study.resources.workers)
-    try:
+    with failure_recorded(folder):
         _train_and_evaluate(study, data, fold, parse(config_json), folder)
-    except Exception as error:  # its reason is kept where the driver finds it
-        record_failure(folder, error)
-        raise
 
 
 def _train_and_evaluate(study: Study, data: DataRef, fold: int, config: TrainConfig, folder: Path) -> None:

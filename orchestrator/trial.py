@@ -1,7 +1,9 @@
-"""What Ray calls: one trial of the search, one fold of the final stage. Both hold their cores and GPUs already."""
+"""What Ray calls in a trial of the search, in a process that holds the trial's cores and GPUs already."""
 
 import json
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +24,32 @@ def run_trial(suggestion: dict[str, Any], study_folder: str) -> None:
     from proseg.fit import fit
 
     study = read_study(Path(study_folder))
-    folder = study.trial_folder(suggestion["number"])
-    torch.set_num_threads(study.resources.threads_per_rank * study.resources.workers)
-    try:
+    folder, criterion, workers = study.trial_folder(suggestion["number"]), study.criterion, study.resources.workers
+    torch.set_num_threads(study.resources.threads_per_rank * workers)
+    with failure_recorded(folder):
         config = study.config_of(suggestion["values"])
         fold = Store(study.data.folder).manifest.folds[study.space.fold]
-        criterion = study.criterion
-        for record in run_ranks(fit, config, study.data.folder, fold, folder, criterion, ranks=study.resources.workers):
+        for record in run_ranks(fit, config, study.data.folder, fold, folder, criterion, ranks=workers):
             value = criterion.of(record["metrics"])
             tune.report({"epoch": record["epoch"], criterion.metric: value, "best": record["best"]})
-    except Exception as error:  # one trial of many: its reason is kept, Ray is told, the study goes on
-        record_failure(folder, error)
+
+
+@contextmanager
+def failure_recorded(folder: Path) -> Iterator[None]:
+    """Keep why a training failed, whatever it was, where the driver finds it: the study goes on without it.
+
+    One sentence for the tables, the traceback for the developer; the error goes on to Ray.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = str(error) if isinstance(error, ProSegError) else f"{type(error).__name__}: {error}"
+        record = {"reason": " ".join(reason.split()), "traceback": traceback.format_exc()}
+        write_atomically(folder / FAILURE, json.dumps(record, indent=1).encode())
         raise
 
 
-def record_failure(folder: Path, error: Exception) -> None:
-    """Write why a training failed: one sentence for the tables, the traceback for the developer."""
-    reason = str(error) if isinstance(error, ProSegError) else f"{type(error).__name__}: {error}"
-    record = {"reason": " ".join(reason.split()), "traceback": traceback.format_exc()}
-    write_atomically(folder / FAILURE, json.dumps(record, indent=1).encode())
-
-
 def failure_of(folder: Path) -> str:
+    """Why the training of this folder failed."""
     path = folder / FAILURE
     return json.loads(path.read_text())["reason"] if path.exists() else "its process ended without a word"
