@@ -24,10 +24,11 @@ from orchestrator.study import (
 from orchestrator.tables import leaderboard_markdown, write_tables
 from orchestrator.tracking import MlflowTracker, check_server
 from orchestrator.watcher import Watcher
+from proseg.config import TrainConfig
 from proseg.data.catalog import Track, missing, open_data, silent
-from proseg.data.store import Store
+from proseg.data.store import Manifest, Store
 from proseg.errors import DataError
-from search_spaces.space import SearchSpace, SpaceError
+from search_spaces.space import FinalStage, SearchSpace, SpaceError
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,16 @@ def plan(space: SearchSpace, options: Options, home: Path, *, track: Track = sil
             f"{space.file}: base.batch_size = {base.batch_size} cannot be shared equally by "
             f"--workers {resources.workers}"
         )
+    check_objective(space)
     absent = missing(space.data, home)
     if absent:
         raise DataError(absent)
     jobs = resources.cpus
     store = _open(space.data, home, jobs, track)
     _check_fold(space, store)
+    _check_crop(space, base, store.manifest)
     check_objective(space, store.manifest.raters)
-    finals = tuple(_final(stage, home, jobs, track) for stage in space.final) if options.final else ()
+    finals = tuple(_final(space, base, stage, home, jobs, track) for stage in space.final) if options.final else ()
     _check_names(space, finals)
     return Study(
         name="", folder=home, created=0.0, space=space, base=base, data=DataRef.of(store.folder, store.manifest),
@@ -109,7 +112,8 @@ def run(study: Study, home: Path, watcher: Watcher, *, verbose: bool = False) ->
     tracker = MlflowTracker(study, home)
     try:
         watcher.stage("search")
-        with interruptible(), ray_session(study, verbose=verbose):
+        # Twice: ray.init puts a handler of its own over the first.
+        with interruptible(), ray_session(study, verbose=verbose), interruptible():
             best = run_search(study, tracker, watcher, verbose=verbose)
             if any(final.data for final in study.finals):
                 watcher.stage("final")
@@ -184,11 +188,20 @@ def _check_fold(space: SearchSpace, store: Store) -> None:
         raise SpaceError(f"{space.file}: fold = {space.fold}, but {space.data} has folds 0 to {count - 1}")
 
 
-def _final(stage, home: Path, jobs: int, track: Track) -> Final:
+def _check_crop(space: SearchSpace, config: TrainConfig, m: Manifest) -> None:
+    if config.data.crop is not None and config.data.crop > min(m.height, m.width):
+        raise SpaceError(
+            f"{space.file}: data.crop = {config.data.crop} is larger than the images of {m.name}, "
+            f"{m.height} x {m.width} pixels"
+        )
+
+
+def _final(space: SearchSpace, base: TrainConfig, stage: FinalStage, home: Path, jobs: int, track: Track) -> Final:
     absent = missing(stage.data, home)
     if absent:
         return Final(stage=stage, data=None, folds=0, missing=absent)
     store = _open(stage.data, home, jobs, track)
+    _check_crop(space, base.with_values(stage.base), store.manifest)
     return Final(stage=stage, data=DataRef.of(store.folder, store.manifest), folds=len(store.manifest.folds))
 
 

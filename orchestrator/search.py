@@ -27,6 +27,9 @@ def ray_session(study: Study, *, verbose: bool) -> Iterator[None]:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours: Tune would go on as if all were done
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "1" if verbose else "0")  # the new output has no way to be silent
+    # A trial that fails is ours to report: Tune would print its traceback.
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "1" if verbose else "0")
+    logging.getLogger("ray.tune").setLevel(logging.INFO if verbose else logging.CRITICAL)
     level = logging.INFO if verbose else logging.ERROR
     ray.init(
         address="local", num_cpus=study.resources.cpus, num_gpus=study.resources.gpus, include_dashboard=False,
@@ -131,6 +134,13 @@ class _Recorder(tune.Callback):
         reason = failure_of(self._study.trial_folder(trial.config["number"]))
         self._end(self._record(trial, trial.last_result or {}, "failed", reason))
 
+    def on_experiment_end(self, trials: list, **info: Any) -> None:
+        """Trials that were under way when the time was over: Ray ends them without a word to us or to the searcher."""
+        left = {trial.number for trial in read_trials(self._study) if trial.state == "running"}
+        for trial in trials:
+            if trial.config["number"] in left:
+                self.on_trial_complete(0, trials, trial)
+
     def _end(self, record: Trial) -> None:
         self._log.append(record)
         self._tracker.trial_ended(record)
@@ -138,5 +148,5 @@ class _Recorder(tune.Callback):
 
     def _record(self, trial: Any, result: dict, state: Any, reason: str = "") -> Trial:
         number = trial.config["number"]
-        seconds = round(time.time() - self._started[number], 3)
+        seconds = round(time.time() - self._started.get(number, time.time()), 3)
         return Trial(number, trial.config["values"], state, result.get("epoch", 0), result.get("best"), reason, seconds)

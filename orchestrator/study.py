@@ -7,6 +7,7 @@ whole of it: every other process reads it from there.
 import hashlib
 import json
 import os
+import re
 import secrets
 import time
 from pathlib import Path
@@ -127,15 +128,21 @@ def _with(config: TrainConfig, values: dict[str, Any], file: str, section: str) 
         raise SpaceError(f"{file}: {section}: {error}") from None
 
 
-def check_objective(space: SearchSpace, raters: int) -> None:
-    """Raises SpaceError where no metric of the validation bears the objective's name."""
+def check_objective(space: SearchSpace, raters: int | None = None) -> None:
+    """Raises SpaceError where no metric of the validation bears the objective's name.
+
+    Before the data are at hand the number of raters is not known: any rater's Dice passes.
+    """
     from proseg.evaluate import metric_names
 
-    if space.objective.metric not in metric_names(raters):
-        raise SpaceError(
-            f"{space.file}: objective.metric = {space.objective.metric!r} is not a metric of the "
-            f"validation; use one of {', '.join(metric_names(raters))}"
-        )
+    metric = space.objective.metric
+    known = metric_names(raters or 0)
+    if metric in known or (raters is None and re.fullmatch(r"dice_a[1-9]\d*", metric)):
+        return
+    names = ", ".join(known) + (", dice_a1, dice_a2, ..." if raters is None else "")
+    raise SpaceError(
+        f"{space.file}: objective.metric = {metric!r} is not a metric of the validation; use one of {names}"
+    )
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------

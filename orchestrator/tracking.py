@@ -183,7 +183,7 @@ class MlflowTracker:
             "proseg.uid": uid, "proseg.kind": kind, "proseg.study": self._study.name,
             "proseg.space": self._study.space.name, "proseg.space_digest": self._study.space_digest,
             "proseg.seed": str(self._study.seed), "proseg.code": self._study.environment["git"],
-            "proseg.version": self._study.environment["proseg-tune"], "mlflow.user": getpass.getuser(),
+            "proseg.version": self._study.environment["proseg-tune"], "mlflow.user": _user(),
             "mlflow.source.name": "proseg-tune",
         }  # fmt: skip
         family = {"mlflow.parentRunId": self._runs[parent]} if parent else {}
@@ -300,6 +300,13 @@ def _study_params(study: Study) -> dict[str, Any]:
             "concurrent": study.resources.concurrent, "objective": study.criterion.metric,
             "scheduler": study.space.scheduler.kind, "seed": study.seed}  # fmt: skip
     return plan | {f"version/{name}": value for name, value in study.environment.items()}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "unknown"
 
 
 def _first_line(error: Exception) -> str:
