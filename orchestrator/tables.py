@@ -94,9 +94,9 @@ def leaderboard_markdown(study: Study, trials: Sequence[Trial], count: int = 10)
 
 
 def settings(trial: Trial) -> str:
-    """The searched values in one line."""
-    return ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
-                     for name, value in trial.values.items())  # fmt: skip
+    """The searched values in one line, each under the last part of its name."""
+    shown = ((name.split(".")[-1], value) for name, value in trial.values.items())
+    return ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown)
 
 
 def write_tables(study: Study, results: Sequence[FoldResult]) -> list[Path]:
