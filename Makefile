@@ -17,14 +17,13 @@ setup: .venv/ready  ## make the environment in .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
-demo: setup $(WORKSPACE)/sources/npc/STANDIN.json  ## search, retrain and export on the embedded data
+demo: setup  ## search, retrain and export on the embedded data
+	@find $(WORKSPACE)/sources/npc -name '*.h5' 2>/dev/null | grep -q . || \
+	$(BIN)/proseg-tune data standin npc --subjects 10,3,3
 	@study=demo-$$(date +%Y%m%d-%H%M%S) && \
 	$(BIN)/proseg-tune launch demo --study $$study && \
 	$(BIN)/proseg-tune best $$study --export proseg-export/$$study && \
-	echo "\nCompare the runs:  make ui\nUse the model:     proseg.load('proseg-export/$$study'), see its README.md"
-
-$(WORKSPACE)/sources/npc/STANDIN.json: | setup
-	@$(BIN)/proseg-tune data standin npc --subjects 10,3,3
+	printf '\nCompare the runs:  make ui\nUse the model:     proseg.load("proseg-export/%s"), see its README.md\n' $$study
 
 test: setup  ## the quick tests
 	$(BIN)/python -m pytest

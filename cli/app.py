@@ -3,8 +3,12 @@
 Whatever is slow to import (torch, ray, mlflow) is imported inside the command that needs it, so that --help is instant.
 """
 
+import contextlib
+import errno
+import io
 import os
 import re
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -27,6 +31,8 @@ data_app = typer.Typer(help="Data sets: list them, look at them, write a stand-i
 app.add_typer(data_app, name="data")
 
 USER_MISTAKE = 2
+PLACES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.ENOENT}
+"""What the operating system says of a place that the user chose and that cannot be written or read."""
 PICTURES = (".png", ".svg", ".pdf", ".jpg")
 INTERRUPTED = 130
 
@@ -49,6 +55,11 @@ def user_errors() -> Iterator[None]:
         yield
     except (ProSegError, SpaceError) as error:
         render.error(str(error))
+        raise typer.Exit(error.exit_code if isinstance(error, ProSegError) else USER_MISTAKE) from None
+    except OSError as error:
+        if error.errno not in PLACES:
+            raise
+        render.error(f"{error.filename or 'a file'} cannot be used: {error.strerror}")
         raise typer.Exit(USER_MISTAKE) from None
     except KeyboardInterrupt:
         render.error("interrupted; what has been reached is kept in the workspace")
@@ -124,7 +135,9 @@ def launch(
         with render.watching(created, quiet=as_json) as watcher:
             for text in left_out(created.finals):
                 watcher.note(text)
-            run(created, home, watcher, verbose=verbose)
+            # Ray's log goes to standard output, which belongs to the JSON.
+            with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+                run(created, home, watcher, verbose=verbose)
         _show_outcome(created, as_json)
 
 
@@ -213,6 +226,7 @@ def data_show(
         from proseg.data.catalog import open_data
         from proseg.errors import DataError
         from proseg.figures import contact_sheet
+        from proseg.records import write_atomically
 
         if out.exists() and not force:
             raise DataError(f"--out {out} exists; choose another file, or add --force to replace it")
@@ -222,7 +236,9 @@ def data_show(
             raise DataError(f"--out {out} must end in one of {', '.join(PICTURES)}")
         store = open_data(name, workspace(), jobs=os.cpu_count() or 1, track=render.track())
         store.verify()
-        contact_sheet(store, count).savefig(out)
+        picture = io.BytesIO()
+        contact_sheet(store, count).savefig(picture, format=out.suffix[1:].lower())
+        write_atomically(out, picture.getvalue())
         m = store.manifest
         render.line(f"{m.name}: {m.label}. {m.slices} slices of {m.patients} patients, {m.raters} raters -> {out}")
 

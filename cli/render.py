@@ -178,7 +178,7 @@ def plan(study: "Study", cost: "Estimate", *, as_json: bool) -> None:
             "data": study.data.model_dump(mode="json"),
             "final": [{"data": final.stage.data, "folds": final.folds, "epochs": final.stage.epochs,
                        "missing": final.missing} for final in study.finals],
-            "seconds": {"step": cost.step, "search_at_most": cost.search, "final": cost.final, "total": cost.total},
+            "seconds": {"step": cost.step, "search": cost.search, "final": cost.final, "total": cost.total},
         })  # fmt: skip
         return
     gpu = f", {resources.gpus_per_trial:g} GPU" if resources.gpus else ", no GPU"
@@ -187,7 +187,7 @@ def plan(study: "Study", cost: "Estimate", *, as_json: bool) -> None:
         "space": f"{study.space.name}: {study.space.about}",
         "trials": f"{study.trials}, at most {study.base.epochs} epochs each, {resources.concurrent} at a time",
         "each trial": f"{resources.workers} worker(s), {resources.cpus_per_trial} CPU core(s){gpu}",
-        "objective": f"{study.space.objective.goal} {study.criterion.metric} on the validation patients of fold "
+        "objective": f"{study.space.objective.direction} {study.criterion.metric} on the validation patients of fold "
                      f"{study.space.fold}",
         "data": f"{study.data.name}: {study.data.label}; {study.data.slices} slices, {study.data.patients} patients",
     }  # fmt: skip
@@ -196,8 +196,10 @@ def plan(study: "Study", cost: "Estimate", *, as_json: bool) -> None:
         if final.data is not None:
             told = f"{final.folds} fold(s), {final.stage.epochs} epochs; {final.data.label}"
         rows[f"final stage, {final.stage.data}"] = told
-    rows["time"] = (f"at most {span(cost.search)} of search (early stopping not counted), about {span(cost.final)} of "
-                    f"final stage; one training step takes {1000 * cost.step:.0f} ms")  # fmt: skip
+    rows["time"] = (
+        f"about {span(cost.search)} of search if no trial stopped early, and {span(cost.final)} of final stage; one "
+        f"training step takes {1000 * cost.step:.0f} ms"
+    )
     for name, text in rows.items():
         table.add_row(f"[bold]{escape(name)}[/bold]", escape(text))
     out.print(table)

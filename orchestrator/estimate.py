@@ -1,18 +1,20 @@
 """What a study will cost, from a few measured training steps on this machine."""
 
+import math
 import time
 from dataclasses import dataclass
 
+from orchestrator.retrain import PRIOR_SAMPLES
 from orchestrator.study import DataRef, Study
 from proseg.config import TrainConfig
 
 STEPS = 3
-EVALUATED_CASES = 8
+EVALUATED_SLICES = 8
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds, as upper bounds: early stopping is not counted."""
+    """Seconds. Early stopping is not counted, nor is what trainings at the same time take from each other."""
 
     step: float
     search: float
@@ -25,17 +27,18 @@ class Estimate:
 
 def estimate(study: Study) -> Estimate:
     """Time a few steps of the largest configuration of the space, and of each data set of the final stage."""
-    largest = largest_config(study)
-    step, epoch = _seconds_per_epoch(largest, study.data, study.space.fold, study)
-    search = study.trials * study.base.epochs * epoch / study.resources.concurrent
+    largest, at_once = largest_config(study), study.resources.concurrent
+    step, epoch, _ = _seconds(largest, study.data, study.space.fold, study)
+    search = math.ceil(study.trials / at_once) * study.base.epochs * epoch
     if study.max_time is not None:
         search = min(search, study.max_time)
-    final = 0.0
+    folds: list[float] = []
     for part in study.finals:
         if part.data is not None:
-            config = largest.with_values(part.stage.base)
-            final += part.folds * part.stage.epochs * _seconds_per_epoch(config, part.data, 0, study)[1]
-    return Estimate(step, search, final / study.resources.concurrent)
+            _, epoch, test = _seconds(largest.with_values(part.stage.base), part.data, 0, study)
+            folds += part.folds * [part.stage.epochs * epoch + test]
+    final = max(sum(folds) / at_once, max(folds, default=0.0))
+    return Estimate(step, search, final)
 
 
 def largest_config(study: Study) -> TrainConfig:
@@ -48,8 +51,8 @@ def largest_config(study: Study) -> TrainConfig:
     return study.base.with_values(values)
 
 
-def _seconds_per_epoch(config: TrainConfig, data: DataRef, fold: int, study: Study) -> tuple[float, float]:
-    """(one training step, one epoch with its validation)."""
+def _seconds(config: TrainConfig, data: DataRef, fold: int, study: Study) -> tuple[float, float, float]:
+    """(one training step, one epoch with its validation, the evaluation of the test part)."""
     import torch
 
     from proseg.data import batches
@@ -60,7 +63,7 @@ def _seconds_per_epoch(config: TrainConfig, data: DataRef, fold: int, study: Stu
 
     store, device, before = Store(data.folder), local_device(), torch.get_num_threads()
     part = store.manifest.folds[fold]
-    rows, cases = store.rows(part.train), store.cases(part.val)
+    rows = store.rows(part.train)
     torch.set_num_threads(study.resources.threads_per_rank * study.resources.workers)
     try:
         state = TrainState.fresh(config, store, device)
@@ -70,10 +73,15 @@ def _seconds_per_epoch(config: TrainConfig, data: DataRef, fold: int, study: Stu
         for _ in range(STEPS):
             train_step(state.model, state.optimizer, batch, config)["loss"].item()
         step = (time.perf_counter() - began) / STEPS
-        some = cases[:EVALUATED_CASES]
-        began = time.perf_counter()
-        evaluate(state.model, store, some, crop=config.data.crop, seed=0)
-        validation = (time.perf_counter() - began) / len(some) * len(cases)
+
+        def scoring(patients: tuple[str, ...], prior_samples: int) -> float:
+            cases = store.cases(patients)
+            some = cases[: EVALUATED_SLICES if data.unit == "slice" else 1]
+            began = time.perf_counter()
+            evaluate(state.model, store, some, crop=config.data.crop, seed=0, prior_samples=prior_samples)
+            return (time.perf_counter() - began) / len(some) * len(cases)
+
+        validation, test = scoring(part.val, 0), scoring(part.test, PRIOR_SAMPLES)
     finally:
         torch.set_num_threads(before)
-    return step, len(rows) / len(batch) * step + validation
+    return step, len(rows) / len(batch) * step + validation, test

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.results import FoldResult, Trial, best_trial, read_results, read_trials
+from orchestrator.retrain import planned
 from orchestrator.study import Study, StudyError
 from orchestrator.tables import final_markdown
 from proseg.config import TrainConfig
@@ -31,7 +32,8 @@ def best_record(study: Study) -> dict[str, Any]:
     return {
         "study": study.name, "trial": trial.number, "values": trial.values,
         "config": study.config_of(trial.values).model_dump(),
-        "objective": {"metric": study.criterion.metric, "goal": study.space.objective.goal,
+        "final_configs": {data.name: config.model_dump() for data, fold, config in planned(study, trial.values)},
+        "objective": {"metric": study.criterion.metric, "goal": study.space.objective.direction,
                       "value": trial.objective, "part": "validation"},
         "data": {"name": study.data.name, "label": study.data.label, "fingerprint": study.data.fingerprint},
         "folds": [asdict(result) for result in read_results(study)],
@@ -42,7 +44,8 @@ def best_record(study: Study) -> dict[str, Any]:
 def exported_to(study: Study) -> str | None:
     """Where this study's model was last exported to."""
     path = study.folder / RECORD
-    return json.loads(path.read_text())["folder"] if path.exists() else None
+    folder = json.loads(path.read_text())["folder"] if path.exists() else None
+    return folder if folder and (Path(folder) / WEIGHTS).exists() else None
 
 
 def export(study: Study, folder: Path, *, force: bool = False) -> None:
@@ -132,7 +135,9 @@ result = model.predict(image)   # image: {shape}; result.raters [R, H, W], .mean
 Needs the package proseg-tune {study.environment["proseg-tune"]} or newer. Loading executes no code from this folder:
 weights are safetensors, the rest is JSON.
 
-- **Input**: {data["channels"]} channel(s), intensities {intensities}. Trained on {shape}; other sizes are accepted.
+- **Input**: {data["channels"]} channel(s), intensities {intensities}. Trained on
+  {shape}; other sizes are accepted, but z's noise is drawn on a grid that stretches with the image: samples were
+  measured at this size only.
 - **Raters**: {data["raters"]}, {raters}.
 - **Training**: {training}
 - **Chosen** as trial {trial.number} by {study.criterion.metric} on validation patients ({trial.objective:.4f}).

@@ -1,6 +1,6 @@
 """A study from beginning to end: check and prepare, search, retrain, write the tables."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +15,12 @@ from orchestrator.study import (
     State,
     Study,
     StudyError,
+    StudyFailed,
     base_config,
+    check_name,
     check_objective,
     claim_folder,
+    variants,
     write_state,
     write_study,
 )  # fmt: skip
@@ -59,21 +62,29 @@ def plan(space: SearchSpace, options: Options, home: Path, *, track: Track = sil
     resources = plan_resources(
         workers=options.workers, gpu_share=options.gpu_share, concurrent=options.concurrent, trials=trials
     )
-    if base.batch_size % resources.workers:
-        raise SpaceError(
-            f"{space.file}: base.batch_size = {base.batch_size} cannot be shared equally by "
-            f"--workers {resources.workers}"
-        )
+    for config in (*variants(space, base), *(base.with_values(stage.base) for stage in space.final)):
+        if config.batch_size % resources.workers:
+            raise SpaceError(
+                f"{space.file}: batch_size = {config.batch_size} cannot be shared equally by "
+                f"--workers {resources.workers}"
+            )
     check_objective(space)
     absent = missing(space.data, home)
     if absent:
         raise DataError(absent)
-    jobs = resources.cpus
-    store = _open(space.data, home, jobs, track)
+
+    def prepared(name: str) -> Store:
+        found = open_data(name, home, jobs=resources.cpus, track=track)
+        found.verify()
+        return found
+
+    store = prepared(space.data)
     _check_fold(space, store)
-    _check_crop(space, base, store.manifest)
+    for config in variants(space, base):
+        _check_crop(space, config, store.manifest)
     check_objective(space, store.manifest.raters)
-    finals = tuple(_final(space, base, stage, home, jobs, track) for stage in space.final) if options.final else ()
+    stages = space.final if options.final else []
+    finals = tuple(_final(space, base, stage, home, prepared, store) for stage in stages)
     _check_names(space, finals)
     return Study(
         name="", folder=home, created=0.0, space=space, base=base, data=DataRef.of(store.folder, store.manifest),
@@ -88,12 +99,9 @@ def create(study: Study, home: Path, name: str | None, created: float) -> Study:
     Raises:
         StudyError: the name is taken, or MLflow does not answer; nothing has been written.
     """
+    check_name(home, name)
+    check_server(home)
     folder = claim_folder(home, study.space.name, name)
-    try:
-        check_server(home)
-    except StudyError:
-        folder.rmdir()
-        raise
     study = study.model_copy(update={"name": folder.name, "folder": folder, "created": created})
     write_study(study)
     write_state(study, "running")
@@ -109,7 +117,11 @@ def run(study: Study, home: Path, watcher: Watcher, *, verbose: bool = False) ->
     """
     state: State = "failed"
     note = ""
-    tracker = MlflowTracker(study, home)
+    try:
+        tracker = MlflowTracker(study, home)
+    except StudyError:
+        write_state(study, state)
+        raise
     try:
         watcher.stage("search")
         # Twice: ray.init puts a handler of its own over the first.
@@ -126,7 +138,7 @@ def run(study: Study, home: Path, watcher: Watcher, *, verbose: bool = False) ->
         write_state(study, state)
         _close(study, tracker, state, note)
     if tracker.waiting:
-        raise StudyError(
+        raise StudyFailed(
             f"MLflow at {tracker.uri} did not take {tracker.waiting} records of study {study.name}; "
             f"all of them are kept in {study.folder}"
         )
@@ -147,7 +159,7 @@ def _close(study: Study, tracker: MlflowTracker, state: str, note: str) -> None:
 
     _end_running_trials(study, tracker)
     trials = read_trials(study)
-    table = summary(read_results(study))
+    table = summary(read_results(study)) if state == "finished" else {}
     numbers = {f"cv/{data}/{name}_{kind}": values[kind] for data, metrics in table.items()
                for name, values in metrics.items() for kind in ("mean", "std")}  # fmt: skip
     tracker.study_ended(state, trials, numbers, "\n".join([leaderboard_markdown(study, trials), note]))
@@ -163,15 +175,12 @@ def _end_running_trials(study: Study, tracker: MlflowTracker) -> None:
             tracker.trial_ended(ended)
 
 
-def _open(name: str, home: Path, jobs: int, track: Track) -> Store:
-    store = open_data(name, home, jobs=jobs, track=track)
-    store.verify()
-    return store
-
-
 def _on_other_data(space: SearchSpace, data: str) -> SearchSpace:
-    """The same search on another data set; where the final stage names the space's own, it follows."""
-    final = [stage.model_copy(update={"data": data}) if stage.data == space.data else stage for stage in space.final]
+    """The same search on another data set. Where the final stage names the space's own, it follows, unless another of
+    its entries names the new one already."""
+    named = any(stage.data == data for stage in space.final)
+    kept = [stage for stage in space.final if not (named and stage.data == space.data)]
+    final = [stage.model_copy(update={"data": data}) if stage.data == space.data else stage for stage in kept]
     return space.model_copy(update={"data": data, "final": final})
 
 
@@ -179,7 +188,7 @@ def _check_names(space: SearchSpace, finals: Sequence[Final]) -> None:
     names = [final.data.name for final in finals if final.data is not None]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise SpaceError(f"{space.file}: final names the data set {', '.join(twice)} twice")
+        raise SpaceError(f"{space.file}: two entries of final come to the same data set, {', '.join(twice)}; keep one")
 
 
 def _check_fold(space: SearchSpace, store: Store) -> None:
@@ -196,13 +205,25 @@ def _check_crop(space: SearchSpace, config: TrainConfig, m: Manifest) -> None:
         )
 
 
-def _final(space: SearchSpace, base: TrainConfig, stage: FinalStage, home: Path, jobs: int, track: Track) -> Final:
+def _final(
+    space: SearchSpace,
+    base: TrainConfig,
+    stage: FinalStage,
+    home: Path,
+    prepared: Callable[[str], Store],
+    searched: Store,
+) -> Final:
     absent = missing(stage.data, home)
     if absent:
         return Final(stage=stage, data=None, folds=0, missing=absent)
-    store = _open(stage.data, home, jobs, track)
+    store = prepared(stage.data)
     _check_crop(space, base.with_values(stage.base), store.manifest)
-    return Final(stage=stage, data=DataRef.of(store.folder, store.manifest), folds=len(store.manifest.folds))
+    # Another selection of the same patients has other folds.
+    shared = set() if store.folder == searched.folder else set(store.patients) & set(searched.patients)
+    return Final(
+        stage=stage, data=DataRef.of(store.folder, store.manifest), folds=len(store.manifest.folds),
+        shared_patients=len(shared),
+    )  # fmt: skip
 
 
 def left_out(finals: Sequence[Final]) -> list[str]:

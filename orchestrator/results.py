@@ -1,7 +1,7 @@
 """What became of a study: the append-only log of its trials, the results of its folds, and both read back from disk.
 
-The log (`trials.jsonl` in the study's folder) is the truth; what Optuna and MLflow hold can be rebuilt from it and from
-the trials' own folders. Reading needs neither Ray nor torch.
+The log (`trials.jsonl` in the study's folder) and the trials' own folders hold all that Optuna and MLflow are told.
+Reading needs neither Ray nor torch.
 """
 
 import json

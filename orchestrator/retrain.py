@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.results import FoldResult
-from orchestrator.study import DataRef, Study, StudyError, read_study
+from orchestrator.study import DataRef, Study, StudyFailed, read_study
 from orchestrator.tracking import Tracker
 from orchestrator.trial import failure_of, failure_recorded
 from orchestrator.watcher import Watcher
@@ -35,7 +35,7 @@ def run_final(study: Study, values: dict[str, Any], tracker: Tracker, watcher: W
     """Train and evaluate every fold, as many at a time as trials were, inside a Ray session.
 
     Raises:
-        StudyError: a fold failed; those that ended before it keep their results.
+        StudyFailed: a fold failed; those that ended before it keep their results.
     """
     import ray
 
@@ -43,9 +43,11 @@ def run_final(study: Study, values: dict[str, Any], tracker: Tracker, watcher: W
     train_fold = ray.remote(
         num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, max_retries=0
     )(run_fold)  # fmt: skip
+    plan = planned(study, values)
+    tracker.folds_started(plan)
     running = {
         train_fold.remote(str(study.folder), data.name, fold, config.model_dump_json()): (data, fold, config)
-        for data, fold, config in planned(study, values)
+        for data, fold, config in plan
     }
     results = []
     while running:
@@ -109,7 +111,7 @@ def _collect(study: Study, reference: Any, data: DataRef, fold: int) -> FoldResu
     try:
         ray.get(reference)
     except RayError:
-        raise StudyError(
+        raise StudyFailed(
             f"the final training on {data.name}, fold {fold}, failed: {failure_of(folder)}; "
             f"the traceback is in {folder / 'failure.json'}"
         ) from None

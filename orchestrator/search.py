@@ -13,7 +13,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 
 from orchestrator.results import Trial, TrialLog, best_trial, read_trials
 from orchestrator.sampling import OptunaSearcher
-from orchestrator.study import Study, StudyError
+from orchestrator.study import Study, StudyFailed
 from orchestrator.tracking import Tracker
 from orchestrator.trial import failure_of, run_trial
 from orchestrator.watcher import Watcher
@@ -45,7 +45,7 @@ def run_search(study: Study, tracker: Tracker, watcher: Watcher, *, verbose: boo
     """Run the trials of a study, inside a Ray session, and return the best.
 
     Raises:
-        StudyError: no trial came to a score.
+        StudyFailed: no trial came to a score.
     """
     criterion, space = study.criterion, study.space
     tuner = tune.Tuner(
@@ -66,7 +66,7 @@ def run_search(study: Study, tracker: Tracker, watcher: Watcher, *, verbose: boo
     tuner.fit()
     best = best_trial(read_trials(study), criterion)
     if best is None:
-        raise StudyError(_why_none(study))
+        raise StudyFailed(_why_none(study))
     return best
 
 

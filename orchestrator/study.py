@@ -30,6 +30,12 @@ class StudyError(ProSegError):
     """A study is not there, is damaged, or cannot be run as asked."""
 
 
+class StudyFailed(StudyError):
+    """A study was rightly asked for and did not succeed."""
+
+    exit_code = 1
+
+
 class DataRef(BaseModel):
     """A prepared data set, by where it lies and what it must be."""
 
@@ -59,6 +65,8 @@ class Final(BaseModel):
     data: DataRef | None
     folds: int
     missing: str | None = None
+    shared_patients: int = 0
+    """Patients it shares with the data that is searched on, where it is another set with other folds."""
 
 
 class Study(BaseModel):
@@ -85,7 +93,7 @@ class Study(BaseModel):
     @property
     def criterion(self) -> Criterion:
         objective = self.space.objective
-        return Criterion(objective.metric, maximize=objective.goal == "maximize")
+        return Criterion(objective.metric, maximize=objective.direction == "maximize")
 
     @property
     def space_digest(self) -> str:
@@ -113,12 +121,20 @@ def base_config(space: SearchSpace, *, epochs: int, seed: int) -> TrainConfig:
         for name in reserved.keys() & names:
             raise SpaceError(f"{space.file}: {section}.{name} is set by {reserved[name]}")
     base = _with(TrainConfig(), space.base, space.file, "base").with_values({"epochs": epochs, "seed": seed})
-    for name, dimension in space.search.items():
-        for value in dimension.probes():
-            _with(base, {name: value}, space.file, "search")
+    variants(space, base)
     for stage in space.final:
         _with(base, stage.base, space.file, f"final ({stage.data})")
     return base
+
+
+def variants(space: SearchSpace, base: TrainConfig) -> list[TrainConfig]:
+    """The base, and the base with each value that stands for a dimension: what must be allowed for all to be.
+
+    Raises:
+        SpaceError: a dimension has an unknown name, or a value that its field does not allow.
+    """
+    probes = ((name, value) for name, dimension in space.search.items() for value in dimension.probes())
+    return [base, *(_with(base, {name: value}, space.file, "search") for name, value in probes)]
 
 
 def _with(config: TrainConfig, values: dict[str, Any], file: str, section: str) -> TrainConfig:
@@ -152,23 +168,30 @@ def studies_folder(home: Path) -> Path:
     return home / "studies"
 
 
+def check_name(home: Path, name: str | None) -> None:
+    """Raises StudyError where a study cannot bear this name."""
+    if name is None:
+        return
+    if name != _sanitised(name) or name.startswith((".", "-")) or not 0 < len(name) <= 100:
+        raise StudyError(f"--study {name!r} cannot name a folder: use letters, digits, '.', '_' and '-', at most 100")
+    if (studies_folder(home) / name).exists():
+        raise StudyError(f"study {name!r} already exists in {studies_folder(home)}; choose another --study")
+
+
 def claim_folder(home: Path, space: str, name: str | None) -> Path:
     """Make the folder of a new study; its name is then taken.
 
     Raises:
         StudyError: the name is taken or cannot be a folder's.
     """
-    if name is not None and (name != _sanitised(name) or name.startswith((".", "-")) or not 0 < len(name) <= 100):
-        raise StudyError(f"--study {name!r} cannot name a folder: use letters, digits, '.', '_' and '-', at most 100")
     while True:
+        check_name(home, name)
         folder = studies_folder(home) / (name or f"{_sanitised(space)}-{_readable()}")
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            if name is not None:
-                raise StudyError(f"study {name!r} already exists in {folder.parent}; choose another --study") from None
-        else:
-            return folder
+            continue  # somebody took it this moment: a given name is refused now, another is made up
+        return folder
 
 
 def write_study(study: Study) -> None:
@@ -202,7 +225,21 @@ def find_study(home: Path, name: str | None) -> Study:
         if name not in folders:
             raise StudyError(f"there is no study {name!r} in {home}; there are {', '.join(sorted(folders))}")
         return read_study(folders[name])
-    return max(map(read_study, folders.values()), key=lambda study: study.created)
+    return _latest(list(folders.values()))
+
+
+def _latest(folders: list[Path]) -> Study:
+    """A study that is damaged, or of another version, does not stand in the way of the others."""
+    readable: list[Study] = []
+    reasons: list[StudyError] = []
+    for folder in folders:
+        try:
+            readable.append(read_study(folder))
+        except StudyError as error:
+            reasons.append(error)
+    if not readable:
+        raise reasons[0]
+    return max(readable, key=lambda study: study.created)
 
 
 def write_state(study: Study, state: State, reason: str = "") -> None:

@@ -75,8 +75,14 @@ def notes(study: Study, results: Sequence[FoldResult]) -> list[str]:
     """What a reader must know beside the numbers."""
     labels = dict.fromkeys(f"{result.data}: {result.label}." for result in results)
     missing = [f"{final.stage.data} was left out: {final.missing}." for final in study.finals if final.missing]
+    shared = [
+        f"{final.data.name} shares {final.shared_patients} patients with {study.data.name}, in other folds: its scores "
+        "are not independent of the search."
+        for final in study.finals
+        if final.data is not None and final.shared_patients
+    ]
     return [
-        *labels, *missing,
+        *labels, *missing, *shared,
         "Mean ± population standard deviation over folds of patients; evaluated once, at the best epoch by validation.",
         "GED depends on the number of samples S: compare rows of equal S only. D_A1.. are identity Dice (no matching).",
         NESTED.format(fold=study.space.fold, data=study.data.name),

@@ -11,9 +11,12 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
+
+from filelock import FileLock
 
 from orchestrator.results import Trial, ranked
 from orchestrator.study import DataRef, Study, StudyError
@@ -36,26 +39,28 @@ class Tracker(Protocol):
     def trial_started(self, trial: Trial) -> None: ...
     def trial_epochs(self, trial: Trial) -> None: ...
     def trial_ended(self, trial: Trial) -> None: ...
+    def folds_started(self, folds: Sequence[tuple[DataRef, int, TrainConfig]]) -> None: ...
     def fold_ended(self, data: DataRef, fold: int, config: TrainConfig, summary: dict[str, float]) -> None: ...
     def artifact(self, path: Path) -> None: ...
     def study_ended(self, state: str, trials: Sequence[Trial], summary: dict[str, float], note: str) -> None: ...
 
 
 def check_server(home: Path) -> None:
-    """Ask the store something, before anything is written; a fresh SQLite store is made here, by one process alone.
+    """Ask the store something, before anything is written.
+
+    A fresh SQLite store is made here, under a lock: two processes that make it at the same time destroy it.
 
     Raises:
         StudyError: it cannot be used.
     """
-    from mlflow.exceptions import MlflowException
-
-    from mlflow import MlflowClient
-
     quieten()
     uri = tracking_uri(home)
     try:
-        MlflowClient(uri).search_experiments(max_results=1)
-    except (MlflowException, OSError) as error:
+        with _local_lock(home):
+            from mlflow import MlflowClient
+
+            MlflowClient(uri).search_experiments(max_results=1)
+    except Exception as error:  # a driver that is not installed, a file that is no database: foreign code has no limit
         raise StudyError(
             f"MLflow at {uri} cannot be used: {_first_line(error)}; "
             "mend MLFLOW_TRACKING_URI, or unset it to use the workspace's own store"
@@ -66,18 +71,28 @@ class MlflowTracker:
     """Sends records in order; what cannot be sent now is kept and sent later."""
 
     def __init__(self, study: Study, home: Path):
-        """Open the store and the parent run of a study; `check_server` has said that it answers."""
+        """Open the store and the parent run of a study; `check_server` has said that it answers.
+
+        Raises:
+            StudyError: it does not answer any more.
+        """
+        from mlflow.exceptions import MlflowException
+
         from mlflow import MlflowClient
 
         quieten()
         self._study, self._waiting, self._retry_at = study, deque[Callable[[], None]](), 0.0
         self._runs: dict[str, str] = {}
         self._sent_epochs: dict[str, int] = {}
-        self._has_final = False
+        self._open_folds: dict[str, Path] = {}
         self.uri = tracking_uri(home)
         self._client = MlflowClient(self.uri)
-        self.experiment = self._open_experiment(home)
-        self._create("study", study.name, kind="study", parent=None, tags={"proseg.state": "running"})
+        try:
+            with _local_lock(home):
+                self.experiment = self._open_experiment(home)
+            self._create("study", study.name, kind="study", parent=None, tags={"proseg.state": "running"})
+        except (MlflowException, OSError) as error:
+            raise StudyError(f"MLflow at {self.uri} does not answer any more: {_first_line(error)}") from None
         self._send(lambda: self._log_params("study", _study_params(study)))
         self._send(lambda: self._log_data("study", study.data, study.space.fold))
         self.artifact(study.folder / "study.json")
@@ -101,19 +116,28 @@ class MlflowTracker:
         self._files(trial.name, [folder / CONFIG, folder / BEST, folder / "failure.json"])
         self._end(trial.name, {"failed": "FAILED", "interrupted": "KILLED"}.get(trial.state, "FINISHED"), tags)
 
-    def fold_ended(self, data: DataRef, fold: int, config: TrainConfig, summary: dict[str, float]) -> None:
-        key, folder = f"final/{data.name}/{fold}", self._study.final_folder(data.name, fold)
-        if not self._has_final:
-            self._has_final = True
-            self._send(lambda: self._create("final", "final stage", kind="final", parent="study", tags={}))
-        tags = {"proseg.fold": str(fold), "proseg.data": data.name, "proseg.state": "complete"}
+    def folds_started(self, folds: Sequence[tuple[DataRef, int, TrainConfig]]) -> None:
+        label = {"proseg.data_label": _labels(self._study)}
+        self._send(lambda: self._create("final", "final stage", kind="final", parent="study", tags=label))
+        self._open_folds = {"final": self._study.folder}
+        for data, fold, config in folds:
+            self._fold_started(data, fold, config)
+
+    def _fold_started(self, data: DataRef, fold: int, config: TrainConfig) -> None:
+        key = f"final/{data.name}/{fold}"
+        self._open_folds[key] = self._study.final_folder(data.name, fold)
+        tags = {"proseg.fold": str(fold), "proseg.data": data.name, "proseg.state": "running"}
         self._send(lambda: self._create(key, f"{data.name} fold {fold}", kind="fold", parent="final", tags=tags))
         self._send(lambda: self._log_params(key, {f"config/{n}": v for n, v in config.flat().items()}))
         self._send(lambda: self._log_data(key, data, fold))
+
+    def fold_ended(self, data: DataRef, fold: int, config: TrainConfig, summary: dict[str, float]) -> None:
+        key = f"final/{data.name}/{fold}"
+        folder = self._open_folds.pop(key)
         self._epochs(key, folder)
         self._metrics(key, {f"test/{name}": value for name, value in summary.items()}, step=config.epochs)
         self._files(key, [folder / CONFIG, folder / BEST, folder / "result.json", folder / "cases.parquet"])
-        self._end(key, "FINISHED", {})
+        self._end(key, "FINISHED", {"proseg.state": "complete"})
 
     def artifact(self, path: Path) -> None:
         self._files("study", [path])
@@ -125,11 +149,14 @@ class MlflowTracker:
             best = order[0]
             self._send(lambda: self._client.set_tag(self._runs[best.name], "proseg.best", "true"))
         self._metrics("study", summary, step=len(trials))
-        if self._has_final:
-            self._metrics("final", summary, step=0)
-            self._end("final", "FINISHED", {"proseg.state": "complete"})
         status = {"finished": "FINISHED", "interrupted": "KILLED"}.get(state, "FAILED")
-        self._end("study", status, {"proseg.state": state, "mlflow.note.content": note})
+        if self._open_folds:
+            self._metrics("final", summary, step=0)
+        for key, folder in self._open_folds.items():  # the stage itself, and folds that did not come to their end
+            self._files(key, [folder / "failure.json"])
+            self._end(key, status, {"proseg.state": "complete" if state == "finished" else state})
+        labels = {"proseg.data_label": _labels(self._study)}
+        self._end("study", status, labels | {"proseg.state": state, "mlflow.note.content": note})
         self._flush(now=True)
 
     @property
@@ -166,6 +193,8 @@ class MlflowTracker:
         name = f"proseg-tune/{self._study.space.name}"
         found = self._client.get_experiment_by_name(name)
         if found:
+            if found.lifecycle_stage == "deleted":  # by a person, in MLflow's pages; its name stays taken
+                self._client.restore_experiment(found.experiment_id)
             return found.experiment_id
         location = (artifact_folder(home) / self._study.space.name).as_uri() if self.uri == local_uri(home) else None
         return self._client.create_experiment(
@@ -253,6 +282,13 @@ def tracking_uri(home: Path) -> str:
     return local_uri(home)
 
 
+def _local_lock(home: Path) -> AbstractContextManager:
+    """Held by who makes or changes the workspace's own store; nothing where a server does its own locking."""
+    if tracking_uri(home) != local_uri(home):
+        return nullcontext()
+    return FileLock(home / "mlflow" / ".lock")
+
+
 def study_page(server: str, experiment: str, study: Study) -> str:
     """The address that lists a study's trials, best first. Without the filter MLflow shows one collapsed row."""
     query = f"tags.`proseg.study` = '{study.name}' and tags.`proseg.kind` = 'trial'"
@@ -300,6 +336,12 @@ def _study_params(study: Study) -> dict[str, Any]:
             "concurrent": study.resources.concurrent, "objective": study.criterion.metric,
             "scheduler": study.space.scheduler.kind, "seed": study.seed}  # fmt: skip
     return plan | {f"version/{name}": value for name, value in study.environment.items()}
+
+
+def _labels(study: Study) -> str:
+    """The label of every data set whose numbers a run holds."""
+    sets = [study.data, *(final.data for final in study.finals if final.data is not None)]
+    return "; ".join(dict.fromkeys(f"{data.name}: {data.label}" for data in sets))
 
 
 def _user() -> str:

@@ -26,7 +26,8 @@ class ModelConfig(_Part):
     """Cz: channels of the spatial latent z."""
     z_grid: PositiveInt | None = None
     """Cells along the image's longer side on which the noise of z is drawn (then upsampled to the image).
-    None, or the image's own size: independent noise in every pixel, as in the paper."""
+    None, or the image's own size: independent noise in every pixel, as in the paper. It counts cells, not pixels: on a
+    larger image the same grid is coarser."""
     tau_size: int = Field(default=8, ge=2)
     """K: size of the Dirichlet latent tau, the rater's preference."""
     concentration: PositiveFloat = 1.0

@@ -4,9 +4,11 @@ World size is asked, never configured; every function here works without a proce
 """
 
 import hashlib
+import multiprocessing
 import os
 import queue
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,15 +74,17 @@ def run_ranks(function: Callable[..., Iterator[T]], *args: object, ranks: int) -
     context = mp.get_context("spawn")
     threads = max(1, torch.get_num_threads() // ranks)
     with tempfile.TemporaryDirectory(prefix="proseg-ranks-") as meeting_place:
-        heard = context.Queue()
+        heard, taken = context.Queue(), context.Semaphore(0)
         processes = [
-            context.Process(target=_run_rank, args=(function, args, number, ranks, meeting_place, threads, heard))
+            context.Process(
+                target=_run_rank, args=(function, args, number, ranks, meeting_place, threads, heard, taken)
+            )
             for number in range(ranks)
         ]
         for process in processes:
             process.start()
         try:
-            yield from _listen(heard, processes)
+            yield from _listen(heard, taken, processes)
         finally:
             for process in processes:
                 process.terminate()
@@ -88,8 +92,11 @@ def run_ranks(function: Callable[..., Iterator[T]], *args: object, ranks: int) -
             heard.close()
 
 
-def _listen(heard: Any, processes: list[Any]) -> Iterator[Any]:
-    """What rank 0 says, until all ranks have ended well; the first error of any rank is raised."""
+def _listen(heard: Any, taken: Any, processes: list[Any]) -> Iterator[Any]:
+    """What rank 0 says, until all ranks have ended well; the first error of any rank is raised.
+
+    Rank 0 goes on when its word has been dealt with, as a generator in this process would.
+    """
     running = len(processes)
     while running:
         try:
@@ -106,6 +113,7 @@ def _listen(heard: Any, processes: list[Any]) -> Iterator[Any]:
             raise error from RuntimeError(text)
         if kind == "value":
             yield value
+            taken.release()
         else:
             running -= 1
 
@@ -117,7 +125,8 @@ def _raise_if_dead(processes: list[Any]) -> None:
         raise ProSegError(f"a training process ended without a word ({codes})")
 
 
-def _run_rank(function, args, number: int, ranks: int, meeting_place: str, threads: int, heard) -> None:
+def _run_rank(function, args, number: int, ranks: int, meeting_place: str, threads: int, heard, taken) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks live on this machine
     dist.init_process_group(_backend(ranks), init_method=f"file://{Path(meeting_place) / 'group'}", rank=number,
@@ -126,6 +135,7 @@ def _run_rank(function, args, number: int, ranks: int, meeting_place: str, threa
         for value in function(*args):
             if number == 0:
                 heard.put(("value", value))
+                taken.acquire()
         heard.put(("done", None))
     except Exception as error:  # sent to the parent, which raises it
         heard.put(
@@ -135,6 +145,14 @@ def _run_rank(function, args, number: int, ranks: int, meeting_place: str, threa
         heard.join_thread()
     finally:
         dist.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """A rank whose parent was killed must not train on: nobody would hear it, and its folder may be in use again."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _backend(ranks: int) -> str:

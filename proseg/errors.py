@@ -11,6 +11,9 @@ ProSegError
 class ProSegError(Exception):
     """Base of all errors whose message tells the user what is wrong and what to do."""
 
+    exit_code = 2
+    """Of a command that ends with it: 2, a mistake in what was asked for; 1, what was asked for did not succeed."""
+
 
 class ConfigError(ProSegError):
     """A value of a configuration or a search space is not allowed."""
@@ -26,3 +29,5 @@ class CheckpointError(ProSegError):
 
 class TrainingError(ProSegError):
     """Training cannot go on."""
+
+    exit_code = 1

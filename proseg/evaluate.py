@@ -105,5 +105,6 @@ def _name(store: Store, case: np.ndarray) -> str:
 
 
 def metric_names(raters: int) -> tuple[str, ...]:
-    """What a validation reports: the names an objective may bear."""
-    return (*DIVERSITY, *(f"dice_a{r + 1}" for r in range(raters)), "dice_mean")
+    """The names an objective may bear: what a validation reports, less d_aa, which is a constant of the data."""
+    sets = (name for name in DIVERSITY if name != "d_aa")
+    return (*sets, *(f"dice_a{r + 1}" for r in range(raters)), "dice_mean")

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from proseg.data.store import Store
+from proseg.errors import DataError
 
 RATER_COLOURS = ("#00a5ff", "#ffd000", "#ff3b8d", "#3ddc6e", "#b08bff", "#ff8c3b")
 """Apart from each other on grey, also for most who see colours differently; further raters repeat them."""
@@ -15,6 +16,8 @@ def contact_sheet(store: Store, count: int) -> Figure:
     """Slices spread over the data set, each with the outlines of its raters; the label stands in the title."""
     m = store.manifest
     rows = _spread(store, count)
+    if not len(rows):
+        raise DataError(f"data set {m.name!r} holds no outline to draw")
     columns = min(8, len(rows))
     lines = math.ceil(len(rows) / columns)
     figure = Figure(figsize=(1.6 * columns, 1.75 * lines + 1.0), dpi=130, layout="constrained")

@@ -19,7 +19,7 @@ from proseg.data import batches
 from proseg.data.folds import Fold
 from proseg.data.store import Store
 from proseg.distributed import derive_seed, local_device, rank, seed_everything, sum_over_ranks, world_size
-from proseg.errors import ConfigError, DataError, TrainingError
+from proseg.errors import CheckpointError, ConfigError, DataError, TrainingError
 from proseg.evaluate import evaluate
 from proseg.losses import elbo
 from proseg.model import ProSeg
@@ -72,9 +72,12 @@ class EpochReport:
 
 
 def model_of(checkpoint: Checkpoint) -> ProSeg:
-    """The model with the weights of a checkpoint."""
+    """The model with the weights of a checkpoint; raises CheckpointError where they are those of another model."""
     model = ProSeg(checkpoint.config.model, channels=checkpoint.channels, raters=checkpoint.raters)
-    model.load_state_dict(checkpoint.model)
+    try:
+        model.load_state_dict(checkpoint.model)
+    except RuntimeError as error:
+        raise CheckpointError(f"the checkpoint's weights do not fit its configuration ({error})") from None
     return model
 
 

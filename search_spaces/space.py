@@ -37,6 +37,9 @@ class Float(_Dimension):
         """Values to check a field with: the ends, and one between that is no whole number."""
         return (self.low, self.low + 0.382 * (self.high - self.low), self.high)
 
+    def admits(self, value: Value) -> bool:
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
     @model_validator(mode="after")
     def _ordered(self):
         return _check_range(self)
@@ -51,6 +54,9 @@ class Int(_Dimension):
     def probes(self) -> tuple[Value, ...]:
         return (self.low, self.high)
 
+    def admits(self, value: Value) -> bool:
+        return isinstance(value, int) and self.low <= value <= self.high
+
     @model_validator(mode="after")
     def _ordered(self):
         return _check_range(self)
@@ -63,6 +69,15 @@ class Choice(_Dimension):
     def probes(self) -> tuple[Value, ...]:
         return tuple(self.values)
 
+    def admits(self, value: Value) -> bool:
+        return value in self.values
+
+    @model_validator(mode="after")
+    def _different(self):
+        if len(set(self.values)) < len(self.values):
+            raise ValueError("a value stands twice among values")
+        return self
+
 
 class Fixed(_Dimension):
     kind: Literal["fixed"]
@@ -71,6 +86,9 @@ class Fixed(_Dimension):
     def probes(self) -> tuple[Value, ...]:
         return (self.value,)
 
+    def admits(self, value: Value) -> bool:
+        return value == self.value
+
 
 Dimension = Annotated[Float | Int | Choice | Fixed, Field(discriminator="kind")]
 
@@ -78,7 +96,18 @@ Dimension = Annotated[Float | Int | Choice | Fixed, Field(discriminator="kind")]
 class Objective(_Part):
     metric: str = "ged"
     """Any metric of the validation."""
-    goal: Literal["minimize", "maximize"] = "minimize"
+    goal: Literal["minimize", "maximize"] | None = None
+    """Follows from the metric: Dice is maximised, distances are minimised."""
+
+    @property
+    def direction(self) -> Literal["minimize", "maximize"]:
+        return "maximize" if self.metric.startswith("dice") else "minimize"
+
+    @model_validator(mode="after")
+    def _not_the_worst(self):
+        if self.goal not in (None, self.direction):
+            raise ValueError(f"goal of {self.metric} must be {self.direction}, or be left out")
+        return self
 
 
 class Scheduler(_Part):
@@ -124,12 +153,14 @@ class SearchSpace(_Part):
     def _conditions_point_back(self):
         seen: set[str] = set()
         for name, dimension in self.search.items():
-            unknown = set(dimension.when) - seen
-            if unknown:
-                raise ValueError(
-                    f"search.{name}.when names {', '.join(sorted(unknown))}, "
-                    "which must be a dimension that stands before it"
-                )
+            for other, allowed in dimension.when.items():
+                if other not in seen:
+                    raise ValueError(
+                        f"search.{name}.when names {other}, which must be a dimension that stands before it"
+                    )
+                for value in allowed if isinstance(allowed, list) else [allowed]:
+                    if not self.search[other].admits(value):
+                        raise ValueError(f"search.{name}.when: {other} can never be {value!r}")
             seen.add(name)
         return self
 

@@ -433,3 +433,22 @@ def test_launch_has_the_options_of_the_documentation():
     names = ("trials", "epochs", "study", "workers", "gpu-share", "concurrent", "data", "max-time", "seed", "no-final",
              "dry-run", "json", "verbose")  # fmt: skip
     assert [name for name in names if f"--{name}" not in text] == []
+
+
+@pytest.mark.parametrize("space", ["demo", "lidc", "npc"])
+@pytest.mark.parametrize("data", ["npc", "lidc-contours", "mine"])
+def test_other_data_take_the_place_of_the_spaces_own_and_no_set_stands_twice(space: str, data: str):
+    from orchestrator.launch import _on_other_data
+    from search_spaces import find_space
+
+    moved = _on_other_data(find_space(space), data)
+    names = [stage.data for stage in moved.final]
+    assert moved.data == data
+    assert data in names
+    assert len(set(names)) == len(names)
+
+
+def test_a_workspace_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PROSEG_HOME", str(tmp_path / "file" / "home"))
+    assert "cannot be used" in refused(run("data", "standin", "npc", "--subjects", "1,1,1"))

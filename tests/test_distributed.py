@@ -3,8 +3,10 @@
 import hashlib
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -208,3 +210,33 @@ def test_a_batch_that_cannot_be_shared_is_refused_in_every_rank(tiny_config: Tra
     config = tiny_config.with_values({"batch_size": 5}).model_dump_json()
     with pytest.raises(ConfigError, match="cannot be shared equally by 2 ranks"):
         list(run_ranks(train_and_compare, config, tiny_store.folder, tiny_store.manifest.folds[0], ranks=2))
+
+
+@pytest.mark.slow
+def test_ranks_end_with_a_parent_that_is_killed(tmp_path: Path):
+    """Ray and the kernel kill without a word; ranks that trained on would write into a folder that is in use again."""
+    program = tmp_path / "ranks.py"
+    program.write_text(
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from proseg.distributed import rank, run_ranks\n"
+        "def forever(folder):\n"
+        "    (Path(folder) / f'{rank()}.pid').write_text(str(os.getpid()))\n"
+        "    yield 1\n"
+        "    time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    list(run_ranks(forever, sys.argv[1], ranks=2))\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(program), str(tmp_path)])
+    pids = [tmp_path / f"{number}.pid" for number in (0, 1)]
+    wait_for(lambda: all(path.exists() and path.read_text() for path in pids))
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not any(Path("/proc", path.read_text()).exists() for path in pids))
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

@@ -249,3 +249,27 @@ def test_a_dimension_is_searched_where_all_its_conditions_hold(
 ):
     assert conditional.active("optim.weight_decay", chosen) is active
     assert conditional.active("model.z_grid", chosen)
+
+
+# Objectives
+
+
+@pytest.mark.parametrize(("metric", "goal"), [("ged", "minimize"), ("d_pa", "minimize"), ("dice_mean", "maximize")])
+def test_the_goal_follows_from_the_metric(metric: str, goal: str):
+    assert make_space(objective={"metric": metric}).objective.direction == goal
+
+
+def test_a_search_for_the_worst_is_refused():
+    assert "must be maximize" in mistake(objective={"metric": "dice_mean", "goal": "minimize"})
+
+
+def test_a_condition_that_can_never_hold_is_refused():
+    search = {
+        "optim.name": {"kind": "choice", "values": ["adam", "adamw"]},
+        "optim.weight_decay": {"kind": "float", "low": 0.1, "high": 0.2, "when": {"optim.name": "adamwx"}},
+    }
+    assert "can never be 'adamwx'" in mistake(search=search)
+
+
+def test_a_choice_that_stands_twice_is_refused():
+    assert "twice" in mistake(search={"model.tau_size": {"kind": "choice", "values": [7, 7]}})

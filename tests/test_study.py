@@ -100,14 +100,17 @@ def test_a_damaged_manifest_is_named(tmp_path: Path, study: Study, content: byte
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"\xff"])
-def test_a_damaged_study_is_named_where_the_latest_is_asked_for(
+def test_a_damaged_study_does_not_stand_in_the_way_of_the_latest(
     tmp_path: Path, store: Store, study: Study, content: bytes
 ):
     damaged = make_study(tmp_path, store, name="damaged")
     (damaged.folder / "study.json").write_bytes(content)
+    assert find_study(tmp_path, None).name == "s1"
     with pytest.raises(StudyError, match=r"damaged.*study\.json"):
+        find_study(tmp_path, "damaged")
+    (study.folder / "study.json").write_bytes(content)
+    with pytest.raises(StudyError, match=r"study\.json"):
         find_study(tmp_path, None)
-    assert find_study(tmp_path, "s1").name == "s1"
 
 
 def test_a_folder_without_a_manifest_is_no_study(tmp_path: Path):

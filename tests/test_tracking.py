@@ -76,6 +76,7 @@ def record(study: Study, home: Path, *, folds: int = 2) -> list[Trial]:
     for trial in ended:
         tracker.trial_ended(trial)
     config = study.config_of(ended[0].values)
+    tracker.folds_started([(study.data, fold, config) for fold in range(folds)])
     for fold in range(folds):
         folder = study.final_folder("blobs", fold)
         write_epochs(folder, [0.5, 0.25])
@@ -157,7 +158,7 @@ def test_runs_bear_the_data_and_the_code_they_rest_on(runs: dict[str, Any], run:
     tags = runs[run].data.tags
     assert tags["proseg.data"] == "blobs"
     assert tags["proseg.data_digest"] == store.manifest.fingerprint[:12]
-    assert tags["proseg.data_label"] == LABEL
+    assert LABEL in tags["proseg.data_label"]
     assert tags["proseg.code"] == "0123456789ab"
     (given,) = runs[run].inputs.dataset_inputs
     assert given.dataset.digest == store.manifest.fingerprint[:12]
@@ -325,3 +326,42 @@ def test_the_page_of_a_study_lists_its_trials_best_first(home: Path, store: Stor
     assert page.startswith("http://127.0.0.1:5000/#/experiments/7/runs?")
     assert "%27page%27" in page
     assert "orderByAsc=true" in page
+
+
+def test_a_final_stage_that_breaks_off_says_so(home: Path, store: Store, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    study = make_study(home, store, name="broken-off")
+    tracker, config = MlflowTracker(study, home), study.config_of({})
+    tracker.folds_started([(study.data, fold, config) for fold in (0, 1)])
+    tracker.fold_ended(study.data, 0, config, {"ged": 0.2})
+    tracker.study_ended("failed", [], {}, "")
+    found = runs_of(home, "broken-off")
+    ended = {name: (run.info.status, run.data.tags["proseg.state"]) for name, run in found.items()}
+    assert ended["blobs/0"] == ("FINISHED", "complete")
+    assert ended["blobs/1"] == ended["final"] == ended["study"] == ("FAILED", "failed")
+
+
+def test_runs_with_numbers_of_several_sets_bear_the_label_of_each(runs: dict[str, Any], store: Store):
+    for name in ("study", "final"):
+        assert store.manifest.label in runs[name].data.tags["proseg.data_label"]
+
+
+def test_an_experiment_that_was_deleted_in_the_pages_is_used_again(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    from mlflow import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    first = MlflowTracker(make_study(tmp_path, store, name="first"), tmp_path)
+    MlflowClient(first.uri).delete_experiment(first.experiment)
+    assert MlflowTracker(make_study(tmp_path, store, name="second"), tmp_path).experiment == first.experiment
+
+
+@pytest.mark.parametrize("content", [b"no database", b"SQLite format 3"])
+def test_a_store_that_is_no_database_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow" / "mlflow.db").write_bytes(content * 100)
+    with pytest.raises(StudyError, match="cannot be used") as error:
+        check_server(tmp_path)
+    assert "\n" not in str(error.value)

@@ -390,7 +390,7 @@ def test_every_case_is_scored_once(
     scores = evaluate(trained, tiny_store, cases, crop=None, seed=0, prior_samples=2)
     assert scores.cases == [f"{tiny_store.volumes[row]}/{tiny_store.z[row]:.2f}" for row in range(40)]
     assert len(set(scores.cases)) == 40
-    expected = {*metric_names(4), *(f"prior_{name}" for name in evaluation.DIVERSITY)}
+    expected = {*metric_names(4), "d_aa", *(f"prior_{name}" for name in evaluation.DIVERSITY)}
     assert set(scores.values) == expected
     assert {len(values) for values in scores.values.values()} == {40}
     for row in (0, 17, 39):

@@ -105,7 +105,7 @@ def listing(home: Path) -> list[Listing]:
 
 
 _CONTOURS: dict[str, tuple[Literal["paper", "all4"], str]] = {
-    "lidc-contours": ("paper", "LIDC-IDRI, the 1608 slices of the paper: real contours, simulated intensities"),
+    "lidc-contours": ("paper", "LIDC-IDRI, 1608 of the paper's 1609 slices: real contours, simulated intensities"),
     "lidc-contours-all": ("all4", "LIDC-IDRI, all 5200 slices with four raters: real contours, simulated intensities"),
 }
 NAMES = (*_CONTOURS, "npc")
@@ -140,9 +140,11 @@ def _open_npc(files: Path, home: Path, track: Track) -> Store:
     found = npc.find(files)
     paths = (*found.train, *found.val, *found.test)
     folder = home / "data" / f"npc-{_key(paths)}"
+    name, label, licence = "npc", npc.LABEL, "terms of MMIS-2024"
+    if found.standin:
+        name, label, licence = "npc-standin", npc.STANDIN_LABEL, "none needed: synthetic"
     description = Description(
-        name="npc", label=npc.STANDIN_LABEL if found.standin else npc.LABEL, unit="volume", sorted_raters=False,
-        licence="none needed: synthetic" if found.standin else "terms of MMIS-2024", window=None,
+        name=name, label=label, licence=licence, unit="volume", sorted_raters=False, window=None
     )  # fmt: skip
 
     def patients(part: Iterable[Path]) -> tuple[str, ...]:
