@@ -55,7 +55,7 @@ def plan(space: SearchSpace, options: Options, home: Path, *, track: Track = sil
     Raises:
         SpaceError, ResourceError, DataError: what is wrong, before anything has been started.
     """
-    if options.data is not None:
+    if options.data not in (None, space.data):
         space = _on_other_data(space, options.data)
     base = base_config(space, epochs=options.epochs or space.budget.epochs, seed=options.seed)
     trials = options.trials or space.budget.trials

@@ -296,7 +296,7 @@ def test_a_search_whose_time_is_over_has_a_winner(place: Place):
 def test_a_search_without_time_for_an_epoch_says_so(place: Place):
     process = begin(place, "--study", "hasty", "--max-time", "0.1s")
     out, err = process.communicate(timeout=300)
-    assert process.returncode == 2, out + err
+    assert process.returncode == 1, out + err
     assert "Traceback" not in out + err
     assert "--max-time" in err
     assert read_state(find_study(place.home, "hasty")) == "failed"
@@ -305,7 +305,7 @@ def test_a_search_without_time_for_an_epoch_says_so(place: Place):
 def test_a_search_of_which_every_trial_fails_says_why(place: Place):
     file = place.space(search=SEARCH | {"optim.lr": {"kind": "fixed", "value": 1e30}})
     result = place.run("launch", file, "--no-final", "--trials", "2", "--study", "doomed")
-    assert result.returncode == 2, result.stdout + result.stderr
+    assert result.returncode == 1, result.stdout + result.stderr
     assert "the loss is not finite" in result.stderr
     assert "Traceback" not in result.stdout + result.stderr
     assert read_state(find_study(place.home, "doomed")) == "failed"
