@@ -76,9 +76,8 @@ class MlflowTracker:
         Raises:
             StudyError: it does not answer any more.
         """
-        from mlflow.exceptions import MlflowException
-
         from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
 
         quieten()
         self._study, self._waiting, self._retry_at = study, deque[Callable[[], None]](), 0.0
@@ -153,6 +152,7 @@ class MlflowTracker:
         if self._open_folds:
             self._metrics("final", summary, step=0)
         for key, folder in self._open_folds.items():  # the stage itself, and folds that did not come to their end
+            self._epochs(key, folder)
             self._files(key, [folder / "failure.json"])
             self._end(key, status, {"proseg.state": "complete" if state == "finished" else state})
         labels = {"proseg.data_label": _labels(self._study)}
