@@ -242,10 +242,15 @@ def begin(place: Place, *words: str) -> subprocess.Popen[str]:
         budget={"trials": 4, "epochs": 5000}, scheduler={"kind": "none"},
         search={name: dimension for name, dimension in SEARCH.items() if name != "optim.lr"},
     )  # fmt: skip
-    return subprocess.Popen(
-        [PROGRAM, "launch", file, "--no-final", "--concurrent", "1", *words], cwd=place.folder,
-        env=place.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    # Started by a shell in the background, these tests would hand down an ignored Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            [PROGRAM, "launch", file, "--no-final", "--concurrent", "1", *words], cwd=place.folder,
+            env=place.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def wait_for_epoch(process: subprocess.Popen[str], seconds: float = 120) -> None:
