@@ -7,7 +7,8 @@ from pathlib import Path
 from orchestrator.environment import environment
 from orchestrator.interrupt import interruptible
 from orchestrator.resources import plan_resources
-from orchestrator.results import Trial, TrialLog, read_trials
+from orchestrator.results import Trial, TrialLog, read_results, read_trials, summary
+from orchestrator.retrain import run_final
 from orchestrator.search import ray_session, run_search
 from orchestrator.study import (
     DataRef,
@@ -24,7 +25,7 @@ from orchestrator.study import (
     write_state,
     write_study,
 )  # fmt: skip
-from orchestrator.tables import leaderboard_markdown, write_tables
+from orchestrator.tables import final_markdown, leaderboard_markdown, write_tables
 from orchestrator.tracking import MlflowTracker, check_server
 from orchestrator.watcher import Watcher
 from proseg.config import TrainConfig
@@ -112,7 +113,7 @@ def run(study: Study, home: Path, watcher: Watcher, *, verbose: bool = False) ->
     """Search, retrain and write the tables; the study's folder and MLflow say how it ended, whatever happens.
 
     Raises:
-        StudyError: no trial succeeded, or the final stage failed.
+        StudyFailed: no trial succeeded, or the final stage failed, or MLflow did not take every record.
         KeyboardInterrupt: the user stopped it; what has been reached is kept.
     """
     state: State = "failed"
@@ -145,9 +146,6 @@ def run(study: Study, home: Path, watcher: Watcher, *, verbose: bool = False) ->
 
 
 def _finish(study: Study, best: Trial, tracker: MlflowTracker, watcher: Watcher) -> str:
-    from orchestrator.retrain import run_final
-    from orchestrator.tables import final_markdown
-
     results = run_final(study, best.values, tracker, watcher)
     for path in write_tables(study, results):
         tracker.artifact(path)
@@ -155,8 +153,6 @@ def _finish(study: Study, best: Trial, tracker: MlflowTracker, watcher: Watcher)
 
 
 def _close(study: Study, tracker: MlflowTracker, state: str, note: str) -> None:
-    from orchestrator.results import read_results, summary
-
     _end_running_trials(study, tracker)
     trials = read_trials(study)
     table = summary(read_results(study)) if state == "finished" else {}

@@ -302,6 +302,8 @@ def quieten() -> None:
     """MLflow's telemetry off, its waits short and its log at warnings, unless the user has set it otherwise."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    import mlflow  # noqa: F401, now: importing it sets its log to INFO
+
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
