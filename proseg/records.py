@@ -53,10 +53,11 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
     What a crash left behind the last newline is taken away first.
     """
     with open(path, "a+b", buffering=0) as file:
-        file.seek(0)
-        content = file.read()
-        if not content.endswith(b"\n"):
-            file.truncate(content.rfind(b"\n") + 1)
+        if size := file.seek(0, os.SEEK_END):
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
         file.write((json.dumps(record) + "\n").encode())
         os.fsync(file.fileno())
 

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from orchestrator.study import Study
 from proseg.config import TrainConfig, parse
 from proseg.data.case import Slice
 from proseg.data.folds import Fold
 from proseg.data.lidc_contours import load_nodules, rank_by_area
 from proseg.data.render import Nodule, render
 from proseg.data.store import Description, Store, write
+from tests.studies import make_store, make_study
 
 PATIENTS = 20
 SIDE = 32
@@ -138,3 +140,15 @@ def copy_of(tmp_path: Path) -> Callable[[Store], Path]:
         return folder
 
     return copy
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A small store of blobs; modules with other needs have their own."""
+    return make_store(tmp_path_factory.mktemp("data") / "blobs")
+
+
+@pytest.fixture
+def study(tmp_path: Path, store: Store) -> Study:
+    """A study that has been created, without trials."""
+    return make_study(tmp_path, store)

@@ -1,26 +1,13 @@
 """Trials as the log tells them, and who of them is best."""
 
-from pathlib import Path
-
 import pytest
 
 from orchestrator.results import LOG, Trial, TrialLog, best_trial, median_objective, ranked, read_trials
 from orchestrator.study import Study
-from proseg.data.store import Store
 from proseg.fit import Criterion
-from tests.studies import add_trial, make_store, make_study, write_epochs
+from tests.studies import add_trial, write_epochs
 
 GED, DICE = Criterion("ged"), Criterion("dice_mean", maximize=True)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return make_store(tmp_path_factory.mktemp("data") / "blobs")
-
-
-@pytest.fixture
-def study(tmp_path: Path, store: Store) -> Study:
-    return make_study(tmp_path, store)
 
 
 def trial(number: int, objective: float | None, state="complete") -> Trial:

@@ -18,18 +18,7 @@ from orchestrator.study import (
     write_state,
 )  # fmt: skip
 from proseg.data.store import Store
-from tests.studies import make_store, make_study
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return make_store(tmp_path_factory.mktemp("data") / "blobs")
-
-
-@pytest.fixture
-def study(tmp_path: Path, store: Store) -> Study:
-    return make_study(tmp_path, store)
-
+from tests.studies import make_study
 
 # Names
 

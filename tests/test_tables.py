@@ -2,26 +2,13 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
 from orchestrator.results import FoldResult, summary
 from orchestrator.study import Study
 from orchestrator.tables import final_markdown, leaderboard_markdown, write_tables
-from proseg.data.store import Store
-from tests.studies import LABEL, add_trial, fold_result, make_store, make_study
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return make_store(tmp_path_factory.mktemp("data") / "blobs")
-
-
-@pytest.fixture
-def study(tmp_path: Path, store: Store) -> Study:
-    return make_study(tmp_path, store)
-
+from tests.studies import LABEL, add_trial, fold_result
 
 FOLDS = [fold_result(0, ged=0.1, dice=0.8), fold_result(1, ged=0.3, dice=0.9)]
 

@@ -218,15 +218,12 @@ def _write_files(folder: Path, slices: Iterator[Slice], description: Description
 
 
 def _schema(m: Manifest) -> pa.Schema:
-    def fixed(kind: pa.DataType, size: int) -> pa.DataType:
-        return pa.list_(kind, size)
-
     pixels = {"int16": pa.int16(), "float32": pa.float32()}[m.dtype]
     return pa.schema({
-        "image": fixed(pixels, m.channels * m.height * m.width),
-        "annotations": fixed(pa.uint8(), m.raters * m.height * m.width),
-        "rater_mask": fixed(pa.uint8(), m.raters),
-        "patient": pa.string(), "volume": pa.string(), "z": pa.float64(), "spacing": fixed(pa.float64(), 3),
+        "image": pa.list_(pixels, m.channels * m.height * m.width),
+        "annotations": pa.list_(pa.uint8(), m.raters * m.height * m.width),
+        "rater_mask": pa.list_(pa.uint8(), m.raters),
+        "patient": pa.string(), "volume": pa.string(), "z": pa.float64(), "spacing": pa.list_(pa.float64(), 3),
     })  # fmt: skip
 
 
