@@ -68,10 +68,10 @@ def _seconds(config: TrainConfig, data: DataRef, fold: int, study: Study) -> tup
     try:
         state = TrainState.fresh(config, store, device)
         batch = batches.load(store, rows[: config.batch_size], config.data.crop).to(device)
-        train_step(state.model, state.optimizer, batch, config)
+        train_step(state.model, state.optimizer, batch, config.optim)
         began = time.perf_counter()
         for _ in range(STEPS):
-            train_step(state.model, state.optimizer, batch, config)["loss"].item()
+            train_step(state.model, state.optimizer, batch, config.optim)["loss"].item()
         step = (time.perf_counter() - began) / STEPS
 
         def scoring(patients: tuple[str, ...], prior_samples: int) -> float:

@@ -25,11 +25,11 @@ class OptunaSearcher(Searcher):
     `suggest` gives Ray {"number": the trial's number, "values": {field: value}}.
     """
 
-    def __init__(self, space: SearchSpace, criterion: Criterion, epochs: int, seed: int, storage: Path):
+    def __init__(self, space: SearchSpace, criterion: Criterion, seed: int, storage: Path):
         direction = "maximize" if criterion.maximize else "minimize"
         super().__init__(metric=criterion.metric, mode=direction[:3])
         optuna.logging.set_verbosity(logging.WARNING)
-        self._space, self._epochs = space, epochs
+        self._space = space
         self._study = optuna.create_study(
             study_name=space.name, direction=direction, storage=f"sqlite:///{storage}", load_if_exists=True,
             sampler=optuna.samplers.TPESampler(
@@ -51,7 +51,7 @@ class OptunaSearcher(Searcher):
         if error or result is None or "epoch" not in result:
             self._study.tell(trial, state=TrialState.FAIL)
             return
-        if result["epoch"] < self._epochs:
+        if not result["finished"]:
             # The value of a pruned trial is its last report; TPE ranks it by the step it reached.
             trial.report(result["best"], step=result["epoch"])
             self._study.tell(trial, state=TrialState.PRUNED)

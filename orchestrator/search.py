@@ -54,7 +54,7 @@ def run_search(study: Study, tracker: Tracker, watcher: Watcher, *, verbose: boo
         tune_config=tune.TuneConfig(
             num_samples=study.trials, max_concurrent_trials=study.resources.concurrent, reuse_actors=True,
             time_budget_s=study.max_time,
-            search_alg=OptunaSearcher(space, criterion, study.base.epochs, study.seed, study.folder / "optuna.db"),
+            search_alg=OptunaSearcher(space, criterion, study.seed, study.folder / "optuna.db"),
             scheduler=_scheduler(study),
         ),
         run_config=tune.RunConfig(
@@ -122,13 +122,16 @@ class _Recorder(tune.Callback):
         result = trial.last_result
         if "epoch" not in result:
             self._end(self._record(trial, {}, "failed", "it was ended before its first epoch was over"))
-        elif result["epoch"] < self._study.base.epochs:
+        elif not result["finished"]:
             # Ray does not say which of the two it was.
             why = "the time of the search was over" if time.monotonic() >= self._end_of_time else "ASHA"
             reason = f"{why}: epoch {result['epoch']} of {self._study.base.epochs}"
             self._end(self._record(trial, result, "stopped early", reason))
         else:
-            self._end(self._record(trial, result, "complete"))
+            left = self._study.base.epochs - result["epoch"]
+            patience = self._study.config_of(trial.config["values"]).patience
+            reason = f"converged: not better for {patience} epochs" if left else ""
+            self._end(self._record(trial, result, "complete", reason))
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         reason = failure_of(self._study.trial_folder(trial.config["number"]))

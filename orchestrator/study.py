@@ -19,6 +19,7 @@ from orchestrator.resources import Resources
 from proseg.config import TrainConfig
 from proseg.data.store import Manifest
 from proseg.errors import ConfigError, ProSegError
+from proseg.recipes import RECIPES
 from proseg.records import Criterion, write_atomically
 from search_spaces.space import FinalStage, SearchSpace, SpaceError
 
@@ -80,7 +81,7 @@ class Study(BaseModel):
     """Seconds since the epoch."""
     space: SearchSpace
     base: TrainConfig
-    """What every trial shares: the defaults with the space's changes and the budget's epochs."""
+    """What every trial shares: the space's recipe with its changes and the budget's epochs."""
     data: DataRef
     finals: tuple[Final, ...]
     resources: Resources
@@ -120,7 +121,10 @@ def base_config(space: SearchSpace, *, epochs: int, seed: int) -> TrainConfig:
     for section, names in (("base", space.base), ("search", space.search)):
         for name in reserved.keys() & names:
             raise SpaceError(f"{space.file}: {section}.{name} is set by {reserved[name]}")
-    base = _with(TrainConfig(), space.base, space.file, "base").with_values({"epochs": epochs, "seed": seed})
+    if space.recipe not in RECIPES:
+        raise SpaceError(f"{space.file}: recipe {space.recipe!r} is none of {', '.join(RECIPES)}")
+    start = TrainConfig().with_values(RECIPES[space.recipe])
+    base = _with(start, space.base, space.file, "base").with_values({"epochs": epochs, "seed": seed})
     variants(space, base)
     for stage in space.final:
         _with(base, stage.base, space.file, f"final ({stage.data})")

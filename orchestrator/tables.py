@@ -11,8 +11,15 @@ from orchestrator.results import FoldResult, Trial, ranked, summary
 from orchestrator.study import Study
 from proseg.records import write_atomically
 
-PERSONAL = ("ged", "dice_soft", "dice_max", "dice_match")
-TITLES = {"ged": "GED", "dice_soft": "D_soft", "dice_max": "D_max", "dice_match": "D_match", "dice_mean": "D_mean"}
+PERSONAL = ("ged", "ged_unbiased", "dice_soft", "dice_max", "dice_match")
+TITLES = {
+    "ged": "GED",
+    "ged_unbiased": "GED_U",
+    "dice_soft": "D_soft",
+    "dice_max": "D_max",
+    "dice_match": "D_match",
+    "dice_mean": "D_mean",
+}
 NESTED = (
     "The configuration was chosen on the validation patients of fold {fold} of {data}. Its test patients played no "
     "part in that; those of the other folds did, as training or validation patients of the search."
@@ -43,7 +50,7 @@ def final_rows(results: Sequence[FoldResult]) -> list[dict[str, Any]]:
                 "data": data, "label": folds[0].label, "folds": len(folds), "cases": sum(f.cases for f in folds),
                 "patients": sum(f.patients for f in folds),
                 "samples": f"{folds[0].prior_samples} (prior)" if prior else f"{folds[0].samples} (one a rater)",
-                "cells": {title(name): (metrics[name]["mean"], metrics[name]["std"]) for name in names},
+                "cells": {title(n): (metrics[n]["mean"], metrics[n]["std"]) for n in names if n in metrics},
             })  # fmt: skip
     return rows
 
@@ -51,7 +58,7 @@ def final_rows(results: Sequence[FoldResult]) -> list[dict[str, Any]]:
 def cell(column: str, mean_std: tuple[float, float], folds: int) -> str:
     """GED with four decimals, Dice in percent, as in the paper; a single fold has no deviation."""
     mean, std = mean_std
-    scale, digits = (1, 4) if column == "GED" else (100, 2)
+    scale, digits = (1, 4) if column.startswith("GED") else (100, 2)
     deviation = f" ± {scale * std:.{digits}f}" if folds > 1 else ""
     return f"{scale * mean:.{digits}f}{deviation}"
 
@@ -84,7 +91,8 @@ def notes(study: Study, results: Sequence[FoldResult]) -> list[str]:
     return [
         *labels, *missing, *shared,
         "Mean ± population standard deviation over folds of patients; evaluated once, at the best epoch by validation.",
-        "GED depends on the number of samples S: compare rows of equal S only. D_A1.. are identity Dice (no matching).",
+        "GED depends on the number of samples S: compare rows of equal S only. GED_U (i != j, "
+        "may be negative) does not. D_A1.. are identity Dice (no matching).",
         NESTED.format(fold=study.space.fold, data=study.data.name),
     ]  # fmt: skip
 

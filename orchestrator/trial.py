@@ -31,7 +31,7 @@ def run_trial(suggestion: dict[str, Any], study_folder: str) -> None:
         fold = Store(study.data.folder).manifest.folds[study.space.fold]
         for record in run_ranks(fit, config, study.data.folder, fold, folder, criterion, ranks=workers):
             value = criterion.of(record["metrics"])
-            tune.report({"epoch": record["epoch"], criterion.metric: value, "best": record["best"]})
+            tune.report({criterion.metric: value, **{key: record[key] for key in ("epoch", "best", "finished")}})
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from proseg.config import TrainConfig, parse
 from proseg.errors import CheckpointError, ConfigError
 from proseg.records import write_atomically
 
-FORMAT = "proseg-checkpoint/1"
-MODEL, OPTIMIZER = "model.", "optimizer."
+FORMAT = "proseg-checkpoint/2"
+MODEL, OPTIMIZER, AVERAGE = "model.", "optimizer.", "average."
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,13 @@ class Checkpoint:
     metrics: dict[str, float]
     channels: int
     raters: int
+    classes: int
     model: dict[str, torch.Tensor]
     """The state dict of the model."""
     optimizer: dict[int, dict[str, torch.Tensor]]
     """The state of the optimiser by parameter number; empty in a file that is not for resuming."""
+    average: dict[str, torch.Tensor]
+    """The moving average of the weights; empty without one, and in a file that is not for resuming."""
     extra: dict[str, Any]
     """JSON values of the caller's."""
 
@@ -40,12 +43,13 @@ class Checkpoint:
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint; a crash leaves the file that was there, or none."""
     tensors = {MODEL + name: value for name, value in checkpoint.model.items()}
+    tensors |= {AVERAGE + name: value for name, value in checkpoint.average.items()}
     for number, state in checkpoint.optimizer.items():
         tensors |= {f"{OPTIMIZER}{number}.{name}": value for name, value in state.items()}
     header = {
         "format": FORMAT, "config": checkpoint.config.model_dump_json(), "epoch": str(checkpoint.epoch),
         "metrics": json.dumps(checkpoint.metrics), "channels": str(checkpoint.channels),
-        "raters": str(checkpoint.raters), "extra": json.dumps(checkpoint.extra),
+        "raters": str(checkpoint.raters), "classes": str(checkpoint.classes), "extra": json.dumps(checkpoint.extra),
     }  # fmt: skip
     write_atomically(path, save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, header))
 
@@ -69,12 +73,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         return Checkpoint(
             config=parse(header["config"]), epoch=int(header["epoch"]), metrics=json.loads(header["metrics"]),
-            channels=int(header["channels"]), raters=int(header["raters"]), extra=json.loads(header["extra"]),
-            model={name.removeprefix(MODEL): value for name, value in tensors.items() if name.startswith(MODEL)},
+            channels=int(header["channels"]), raters=int(header["raters"]), classes=int(header["classes"]),
+            extra=json.loads(header["extra"]), model=_under(MODEL, tensors), average=_under(AVERAGE, tensors),
             optimizer=_optimizer(tensors),
         )  # fmt: skip
     except (KeyError, ValueError, ConfigError) as error:
         raise CheckpointError(f"checkpoint {path} has a damaged header ({error})") from None
+
+
+def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _optimizer(tensors: Mapping[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:

@@ -10,11 +10,12 @@ from proseg import metrics
 from proseg.data import batches
 from proseg.data.store import Store
 from proseg.distributed import derive_seed, gather_objects, rank, world_size
-from proseg.generate import Maps, mean_maps, sample_personal, sample_prior
-from proseg.model import ProSeg
+from proseg.generate import binarise, maps
+from proseg.losses import planes
+from proseg.method import Method
 
 SLICES_AT_ONCE = 32
-DIVERSITY = ("ged", "d_pp", "d_pa", "d_aa", "dice_soft", "dice_max", "dice_match")
+DIVERSITY = ("ged", "ged_unbiased", "d_pp", "d_pa", "d_aa", "dice_soft", "dice_max", "dice_match")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Scores:
 
 
 def evaluate(
-    model: ProSeg, store: Store, cases: Sequence[np.ndarray], *, crop: int | None, seed: int, prior_samples: int = 0
+    model: Method, store: Store, cases: Sequence[np.ndarray], *, crop: int | None, seed: int, prior_samples: int = 0
 ) -> Scores:
     """Score a model on cases (rows of the store, as `Store.cases` gives them).
 
@@ -64,39 +65,32 @@ def _groups(cases: Sequence[np.ndarray], unit: str) -> Iterator[np.ndarray]:
 
 
 def _score(
-    model: ProSeg, store: Store, rows: np.ndarray, crop: int | None, generator: torch.Generator, prior_samples: int
+    model: Method, store: Store, rows: np.ndarray, crop: int | None, generator: torch.Generator, prior_samples: int
 ) -> dict[str, np.ndarray]:
-    device = model.embedding.device
-    batch = batches.load(store, rows, crop).to(device)
+    batch = batches.load(store, rows, crop).to(model.device)
     whole_volume = store.manifest.unit == "volume"
-    posterior = model.posterior(batch.image)
+    cases = 1 if whole_volume else len(rows)
 
-    def by_case(maps: torch.Tensor) -> torch.Tensor:
-        """[B, S, H, W] -> [1, S, B, H, W] where the slices are one volume."""
-        return maps.transpose(0, 1)[None] if whole_volume else maps
+    def by_case(sets: torch.Tensor) -> torch.Tensor:
+        """[B, S, K, H, W] -> [B * K, S, H, W], a case for each class; slices of one volume: [K, S, B, H, W]."""
+        return sets.permute(2, 1, 0, 3, 4) if whole_volume else sets.transpose(1, 2).flatten(0, 1)
 
-    annotations = by_case(batch.annotations.bool())
     present = batch.rater_mask.any(0, keepdim=True) if whole_volume else batch.rater_mask
-    personal = by_case(sample_personal(model, posterior, 1, generator, share_tau=whole_volume).flatten(1, 2))
-    scores = _set_metrics(personal, annotations, present)
-    identity = metrics.dice_per_rater(by_case(mean_maps(model, posterior)) > 0.5, annotations, present)
+    annotations = by_case(planes(batch.annotations, model.classes).bool())
+    present = present.repeat_interleave(model.classes, 0)
+    asked = [model.each_rater(), model.personal(cases, 1, generator)]
+    if prior_samples:
+        asked.append(model.prior(cases, prior_samples, generator))
+    means, *sets = maps(model, batch.image, *asked)
+    scores: dict[str, torch.Tensor] = {}
+    for prefix, found in zip(("", "prior_"), sets, strict=False):
+        of_set = metrics.set_metrics(by_case(binarise(found)), by_case(found), annotations, present)
+        scores |= {prefix + name: value for name, value in of_set.items()}
+    identity = metrics.dice_per_rater(by_case(binarise(means)), annotations, present)
     scores |= {f"dice_a{r + 1}": identity[:, r] for r in range(identity.shape[1])}
     scores["dice_mean"] = identity.nanmean(1)
-    if prior_samples:
-        prior = by_case(sample_prior(model, posterior, prior_samples, generator, share_tau=whole_volume))
-        scores |= {f"prior_{name}": value for name, value in _set_metrics(prior, annotations, present).items()}
-    return {name: value.double().cpu().numpy() for name, value in scores.items()}
-
-
-def _set_metrics(probabilities: Maps, annotations: torch.Tensor, present: torch.Tensor) -> dict[str, torch.Tensor]:
-    samples = probabilities > 0.5
-    distance = metrics.ged(samples, annotations, present)
-    return {
-        "ged": distance.ged, "d_pp": distance.d_pp, "d_pa": distance.d_pa, "d_aa": distance.d_aa,
-        "dice_soft": metrics.dice_soft(probabilities, annotations, present),
-        "dice_max": metrics.dice_max(samples, annotations, present),
-        "dice_match": metrics.dice_match(samples, annotations, present),
-    }  # fmt: skip
+    # A case's score is the mean over its classes.
+    return {name: value.double().unflatten(0, (cases, -1)).nanmean(1).cpu().numpy() for name, value in scores.items()}
 
 
 def _name(store: Store, case: np.ndarray) -> str:

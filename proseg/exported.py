@@ -12,15 +12,18 @@ from proseg.checkpoint import load_checkpoint
 from proseg.config import TrainConfig
 from proseg.data.batches import normalise
 from proseg.errors import CheckpointError, DataError
-from proseg.generate import mean_maps, sample_prior
-from proseg.model import ProSeg
+from proseg.generate import maps, uncertainty
+from proseg.method import Method
 from proseg.records import DATA, WEIGHTS
 from proseg.train import model_of
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What the model says of one image; probabilities in [0, 1]."""
+    """What the model says of one image; probabilities in [0, 1].
+
+    With more than one class of foreground every array has an axis K before H: [R, K, H, W].
+    """
 
     raters: np.ndarray
     """[R, H, W], the map made for each rater."""
@@ -30,10 +33,20 @@ class Segmentation:
     """[S, H, W], what any rater might draw (the paper's "prior" samples)."""
 
 
-class ExportedModel:
-    """A trained ProSeg and what it must be given."""
+@dataclass(frozen=True)
+class UncertaintyMaps:
+    """Variance of the probability in every pixel of one image, each [H, W] (several classes: [K, H, W])."""
 
-    def __init__(self, model: ProSeg, config: TrainConfig, data: dict[str, Any]):
+    from_z: np.ndarray
+    """What the scan leaves open: the variance over z."""
+    from_tau: np.ndarray
+    """What raters see differently: the variance over preferences."""
+
+
+class ExportedModel:
+    """A trained model and what it must be given."""
+
+    def __init__(self, model: Method, config: TrainConfig, data: dict[str, Any]):
         self.model, self.config, self.data = model.eval(), config, data
 
     def predict(self, image: np.ndarray, *, samples: int = 16, seed: int = 0) -> Segmentation:
@@ -48,6 +61,21 @@ class ExportedModel:
         Raises:
             DataError: the image has another number of channels, or holds values that are not finite.
         """
+        if samples < 1:
+            raise DataError(f"samples = {samples} must be at least 1")
+        generator = torch.Generator().manual_seed(seed)
+        batch, m = self._batch(image), self.model
+        with torch.no_grad():
+            raters, drawn = maps(m, batch, m.each_rater(), m.prior(1, samples, generator))
+        return Segmentation(_array(raters[0]), _array(raters[0].mean(0)), _array(drawn[0]))
+
+    def uncertainty(self, image: np.ndarray, *, seed: int = 0) -> UncertaintyMaps:
+        """Where the model is unsure of one image, and why (`proseg.generate.uncertainty`). Arguments as `predict`."""
+        found = uncertainty(self.model, self._batch(image), torch.Generator().manual_seed(seed))
+        return UncertaintyMaps(_array(found.from_z[0]), _array(found.from_tau[0]))
+
+    def _batch(self, image: np.ndarray) -> torch.Tensor:
+        """[1, C, H, W] on the model's device, normalised."""
         pixels = np.asarray(image, dtype=np.float32)
         pixels = pixels[None] if pixels.ndim == 2 else pixels
         if pixels.ndim != 3 or len(pixels) != self.model.channels:
@@ -55,18 +83,14 @@ class ExportedModel:
                 f"the image has shape {np.shape(image)}; the model takes {self.model.channels} channel(s), "
                 "[H, W] or [C, H, W]"
             )
-        if samples < 1:
-            raise DataError(f"samples = {samples} must be at least 1")
         if not np.isfinite(pixels).all():
             raise DataError("the image holds values that are not finite")
-        device = self.model.embedding.device
-        batch = normalise(torch.from_numpy(pixels.copy()), self.data["window"])[None].to(device)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            posterior = self.model.posterior(batch)
-            raters = mean_maps(self.model, posterior)[0]
-            drawn = sample_prior(self.model, posterior, samples, generator)[0]
-        return Segmentation(raters.cpu().numpy(), raters.mean(0).cpu().numpy(), drawn.cpu().numpy())
+        return normalise(torch.from_numpy(pixels.copy()), self.data["window"])[None].to(self.model.device)
+
+
+def _array(maps: torch.Tensor) -> np.ndarray:
+    """Without the axis of the classes where there is only one."""
+    return (maps.squeeze(-3) if maps.shape[-3] == 1 else maps).cpu().numpy()
 
 
 def load(folder: str | Path) -> ExportedModel:

@@ -1,76 +1,128 @@
-"""Drawing segmentations: personalised (eq. 10), diverse (eq. 11), and the deterministic map of each rater.
+"""Drawing segmentations: personalised (eq. 10), diverse (eq. 11), the deterministic map of each rater, uncertainty.
 
-The trunk runs once an image, whatever the number of samples: all functions start from its posterior.
+The trunk runs once an image whatever the number of samples, and the predictor takes a bounded number of maps at once.
 """
 
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 
-from proseg.model import Posterior, ProSeg
+from proseg.losses import probabilities
+from proseg.method import Draws, Method
 
 Maps: TypeAlias = torch.Tensor
-"""Probabilities in [0, 1]."""
+"""Probabilities in [0, 1] of every class of foreground."""
 
-PIXELS_AT_ONCE = 4_000_000
-"""Pixels of output that one pass of the predictor makes: bounds memory."""
-
-
-def mean_maps(model: ProSeg, posterior: Posterior) -> Maps:
-    """The map made for each rater from the means of both latents. -> [B, R, H, W]"""
-    batch, raters = posterior.mean.shape[:2]
-    alpha = model.alpha()
-    tau = (alpha / alpha.sum(1, keepdim=True)).expand(batch, -1, -1)
-    return _predict(model, posterior.mean.flatten(0, 1), tau.flatten(0, 1)).unflatten(0, (batch, raters))
+IMAGES_AT_ONCE = 32
+PIXELS_AT_ONCE = 2_000_000
+"""Pixels of output that one pass of the predictor makes; both numbers bound memory, whatever is asked for."""
 
 
+@torch.no_grad()
+def mean_maps(model: Method, image: torch.Tensor) -> Maps:
+    """The map made for each rater from the means of both latents. [B, C, H, W] -> [B, R, K, H, W]"""
+    return maps(model, image, model.each_rater())[0]
+
+
+@torch.no_grad()
 def sample_personal(
-    model: ProSeg, posterior: Posterior, count: int, generator: torch.Generator, *, share_tau: bool = False
+    model: Method, image: torch.Tensor, count: int, generator: torch.Generator, *, one_volume: bool = False
 ) -> Maps:
-    """`count` samples for each rater (eq. 10): z ~ q(z_r|x), tau ~ q(tau_r|r). -> [B, R, S, H, W]
+    """`count` samples for each rater (eq. 10): z ~ q(z_r|x), tau ~ q(tau_r|r). -> [B, R, S, K, H, W]
 
-    With `share_tau` the images are slices of one volume: a sample keeps its tau through all of them.
+    With `one_volume` the images are slices of one volume: a sample keeps its tau through all of them.
     """
-    batch, raters = posterior.mean.shape[:2]
-    draws = 1 if share_tau else batch
-    tau = draw_dirichlet(model.alpha()[None, :, None].expand(draws, -1, count, -1), generator)
-    tau = tau.expand(batch, -1, -1, -1)  # [B, R, S, K]
-    samples = []
-    for s in range(count):
-        z = model.draw_z(posterior, generator)
-        samples.append(_predict(model, z.flatten(0, 1), tau[:, :, s].flatten(0, 1)).unflatten(0, (batch, raters)))
-    return torch.stack(samples, 2)
+    draws = model.personal(1 if one_volume else len(image), count, generator)
+    return maps(model, image, draws)[0].unflatten(1, (model.raters, count))
 
 
+@torch.no_grad()
 def sample_prior(
-    model: ProSeg, posterior: Posterior, count: int, generator: torch.Generator, *, share_tau: bool = False
+    model: Method, image: torch.Tensor, count: int, generator: torch.Generator, *, one_volume: bool = False
 ) -> Maps:
-    """`count` samples of what any rater might draw (eq. 11). -> [B, S, H, W]
+    """`count` samples of what any rater might draw (eq. 11). -> [B, S, K, H, W]
 
     tau* ~ Dir(alpha_0); the classifier says whose preference it is like; z comes from that rater's posterior.
     """
-    batch = len(posterior.mean)
-    draws = 1 if share_tau else batch
-    prior = torch.full((draws, count, model.config.tau_size), model.config.concentration, device=model.embedding.device)
-    tau = draw_dirichlet(prior, generator).expand(batch, -1, -1)  # [B, S, K]
-    likeliest = model.classifier(tau).argmax(-1)  # [B, S]
-    images = torch.arange(batch, device=likeliest.device)
-    samples = []
-    for s in range(count):
-        who = likeliest[:, s]
-        z = model.draw_z(Posterior(posterior.mean[images, who], posterior.log_variance[images, who]), generator)
-        samples.append(_predict(model, z, tau[:, s]))
-    return torch.stack(samples, 1)
+    return maps(model, image, model.prior(1 if one_volume else len(image), count, generator))[0]
 
 
-def draw_dirichlet(alpha: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Samples of Dir(alpha) over the last axis, from a generator (torch.distributions takes none)."""
-    gammas = torch._standard_gamma(alpha.double().cpu(), generator=generator)  # pyright: ignore[reportPrivateImportUsage]
-    gammas = gammas.clamp(min=torch.finfo(torch.float64).tiny)
-    return (gammas / gammas.sum(-1, keepdim=True)).to(alpha)
+@torch.no_grad()
+def maps(model: Method, image: torch.Tensor, *draws: Draws) -> list[Maps]:
+    """Several sets of maps of the same images, with one pass of the trunk. -> for each, [B, S, K, H, W]"""
+    batch, size = len(image), image.shape[-2:]
+    found = [
+        torch.empty(batch, one.who.shape[1], model.classes, *size, device=image.device) for one in draws
+    ]  # filled part by part: nothing is held twice
+    at_once = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
+    for start in range(0, batch, IMAGES_AT_ONCE):
+        part = slice(start, start + IMAGES_AT_ONCE)
+        encoding = model.encode(image[part])
+        for out, one in zip(found, draws, strict=True):
+            _decode(model, encoding, _of_images(one, part, batch), out[part], at_once)
+    return found
 
 
-def _predict(model: ProSeg, z: torch.Tensor, tau: torch.Tensor) -> Maps:
-    at_once = max(1, PIXELS_AT_ONCE // (z.shape[-1] * z.shape[-2]))
-    parts = zip(z.split(at_once), tau.split(at_once), strict=True)
-    return torch.cat([torch.sigmoid(model.predict(*part)) for part in parts])
+def _of_images(draws: Draws, part: slice, batch: int) -> Draws:
+    """The draws of a part of the images: [N, S] -> [b, S]"""
+    who = draws.who.expand(batch, -1)[part]
+    return Draws(who, None if draws.tau is None else draws.tau.expand(batch, -1, -1)[part], draws.generator)
+
+
+def _decode(model: Method, encoding, draws: Draws, out: torch.Tensor, at_once: int) -> None:
+    images, samples = draws.who.shape
+    flat = out.flatten(0, 1)
+    who, tau = draws.who.flatten(), None if draws.tau is None else draws.tau.flatten(0, 1)
+    place = torch.arange(images, device=who.device).repeat_interleave(samples)
+    for start in range(0, len(who), at_once):
+        part = slice(start, start + at_once)
+        chosen = Draws(who[part], None if tau is None else tau[part], draws.generator)
+        flat[part] = probabilities(model.decode(encoding, place[part], chosen))
+
+
+def binarise(probabilities: Maps) -> torch.Tensor:
+    """The likeliest class of every pixel, one mask a class of foreground; binary: p > 0.5. [..., K, H, W] -> bool"""
+    if probabilities.shape[-3] == 1:
+        return probabilities > 0.5
+    background = 1 - probabilities.sum(-3, keepdim=True)
+    best = torch.cat([background, probabilities], -3).argmax(-3, keepdim=True)
+    return best == torch.arange(1, 1 + probabilities.shape[-3], device=best.device)[:, None, None]
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """Variance of the probability in every pixel, over what any rater might draw; each [B, K, H, W]."""
+
+    mean: Maps
+    """The mean probability."""
+    from_z: torch.Tensor
+    """Of the scan: the mean over preferences of the variance over z."""
+    from_tau: torch.Tensor
+    """Of the raters: the variance over preferences (and whose they are) of the mean over z."""
+
+    @property
+    def total(self) -> torch.Tensor:
+        return self.from_z + self.from_tau
+
+
+def uncertainty(
+    model: Method, image: torch.Tensor, generator: torch.Generator, *, preferences: int = 16, draws: int = 4
+) -> Uncertainty:
+    """Split the variance of the maps into the part of z and the part of tau (law of total variance).
+
+    `preferences` are drawn from the prior of tau, and for each of them z `draws` times. Both parts are estimated
+    without bias (a nested analysis of variance) and what falls below zero by chance is set to zero.
+
+    Raises:
+        ValueError: fewer than two preferences or two draws, from which no variance can be estimated.
+    """
+    if preferences < 2 or draws < 2:
+        raise ValueError(f"preferences = {preferences} and draws = {draws} must both be at least 2")
+    who = model.prior(len(image), preferences, generator)
+    tau = None if who.tau is None else who.tau.repeat_interleave(draws, 1)
+    nested = Draws(who.who.repeat_interleave(draws, 1), tau, who.generator)
+    found = maps(model, image, nested)[0].unflatten(1, (preferences, draws))
+    within = found.var(2).mean(1)
+    between = (found.mean(2).var(1) - within / draws).clamp(min=0)
+    return Uncertainty(found.mean((1, 2)), within, between)

@@ -1,8 +1,9 @@
 """ProSeg: two latents, z for the ambiguity of the scan and tau for the preference of the rater (paper, section 4).
 
-Letters: B images, R raters, S samples, C channels, Cz channels of z, K size of tau, H x W pixels.
+Letters: B images, R raters, M maps, C channels, Cz channels of z, K size of tau, H x W pixels, h x w cells of z.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,132 +11,186 @@ from torch import nn
 from torch.distributions import Dirichlet
 from torch.nn import functional as F
 
-from proseg.config import ModelConfig
-from proseg.unet import UNet
+from proseg.config import TrainConfig
+from proseg.data.batches import Batch
+from proseg.latents import Posterior, draw_dirichlet
+from proseg.losses import Loss, Prediction, objective
+from proseg.method import Draws, Method
+from proseg.unet import Trunk, from_cells
 
 LOG_VARIANCE_BOUND = 6.0
 """log sigma^2 lies in (-6, 6): an unbounded exponential is a known source of NaN."""
 INITIAL_LOG_VARIANCE = -3.0
 SMALLEST_ALPHA = 1e-2
+INITIAL_PREFERENCE = 2.0
+"""What a rater's alpha has more than the prior's on the rater's own places of tau, at first."""
+POOL = 16
+"""Draws from the prior of tau for each rater, among which one of that rater's is looked for."""
 
 
 @dataclass(frozen=True)
-class Posterior:
-    """q(z_r | x) for all raters: Gaussians."""
+class Encoding:
+    """What the trunk says of a batch of images."""
 
-    mean: torch.Tensor
-    """[B, R, Cz, H, W]"""
-    log_variance: torch.Tensor
-    """[B, R, Cz, H, W]"""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One draw of both latents for every rater, and what the objective needs of it."""
-
-    logits: torch.Tensor
-    """[B, R, H, W], of p(y_r = 1 | tau_r, z_r)."""
-    reconstruction: torch.Tensor
-    """[B, C, H, W], of the image from one rater's z."""
-    rater_logits: torch.Tensor
-    """[B, R, R], of p(r | tau_r); the last axis is the class."""
     posterior: Posterior
-    alpha: torch.Tensor
-    """[R, K], concentrations of q(tau_r | r)."""
+    """q(z_r | x), [B, R, Cz, h, w]; without z only its mean counts, [B, 1, Cz, h, w]."""
+    size: torch.Size
+    """(H, W)"""
 
 
-class ProSeg(nn.Module):
-    """A shared trunk, a posterior head for each rater, and ONE predictor for all raters."""
+class ProSeg(Method):
+    """A trunk (one, or one a rater), a posterior head for each rater, and ONE predictor for all raters.
 
-    def __init__(self, config: ModelConfig, *, channels: int, raters: int):
-        super().__init__()
-        self.config, self.channels, self.raters = config, channels, raters
-        width, z, k, hidden = config.width, config.z_channels, config.tau_size, config.predictor_width
-        self.trunk = UNet(channels, width, config.levels)
+    Without z (`model.use_z = false`) one deterministic map of features serves all raters; without tau
+    (`model.use_tau = false`) the predictor is told nothing of the rater; without both it is a plain U-Net.
+    """
+
+    def __init__(self, config: TrainConfig, *, channels: int, raters: int, classes: int = 1):
+        super().__init__(config, channels=channels, raters=raters, classes=classes)
+        m = config.model
+        z, hidden, pixels = m.z_channels, m.predictor_width, m.patch**2
+        self.trunk = Trunk(channels, m, raters)
         # Every rater's head is a 3x3 convolution; side by side they are one.
-        self.heads = nn.Conv2d(width, raters * 2 * z, 3, padding=1)
-        with torch.no_grad():  # little noise at first, so that the predictor hears the image before z's variance
-            assert self.heads.bias is not None
-            self.heads.bias.view(raters, 2, z)[:, 1] = INITIAL_LOG_VARIANCE
-        self.embedding = nn.Parameter(torch.randn(raters, k))
-        self.classifier = nn.Sequential(nn.Linear(k, 32), nn.ReLU(), nn.Linear(32, raters))
+        outputs = raters * 2 * z if m.use_z else z
+        self.heads = nn.Conv2d(self.trunk.width, outputs, 3, padding=1, groups=self.trunk.copies if m.use_z else 1)
+        if m.use_z:
+            with torch.no_grad():  # little noise at first, so that the predictor hears the image before z's variance
+                assert self.heads.bias is not None
+                self.heads.bias.view(raters, 2, z)[:, 1] = INITIAL_LOG_VARIANCE
+            self.decoder = nn.Sequential(
+                nn.Conv2d(z, m.width, 3, padding=1), nn.LeakyReLU(0.1, inplace=True),
+                nn.Conv2d(m.width, channels * pixels, 3, padding=1),
+            )  # fmt: skip
+        if m.use_tau:
+            self.embedding = nn.Parameter(_initial_embedding(raters, m.tau_size, m.concentration))
+            self.classifier = nn.Sequential(nn.Linear(m.tau_size, 32), nn.ReLU(), nn.Linear(32, raters))
+            self.from_tau = nn.Linear(m.tau_size, hidden, bias=False)
+            nn.init.zeros_(self.from_tau.weight)  # silent at first: its noise would drown the image
         # tau is constant over the image, so its share of the predictor's first convolution is a bias. No normalisation
         # follows: it would take a bias out again.
         self.from_z = nn.Conv2d(z, hidden, 3, padding=1)
-        self.from_tau = nn.Linear(k, hidden, bias=False)
         self.predictor = nn.Sequential(
             nn.LeakyReLU(0.1, inplace=True), nn.Conv2d(hidden, hidden, 3, padding=1),
             nn.LeakyReLU(0.1, inplace=True),
         )  # fmt: skip
-        self.to_logit = nn.Linear(hidden, 1)
-        self.decoder = nn.Sequential(
-            nn.Conv2d(z, width, 3, padding=1), nn.LeakyReLU(0.1, inplace=True), nn.Conv2d(width, channels, 3, padding=1)
-        )
+        self.to_logits = nn.Linear(hidden, classes * pixels)
 
-    def forward(self, image: torch.Tensor, rater_mask: torch.Tensor) -> Prediction:
+    def forward(self, batch: Batch) -> Loss:
+        prediction = self.predict(batch.image, batch.rater_mask)
+        return objective(prediction, batch, self.config.loss, self.config.model.concentration)
+
+    def predict(self, image: torch.Tensor, rater_mask: torch.Tensor) -> Prediction:
         """Draw z and tau for every rater. image [B, C, H, W], rater_mask [B, R] bool."""
-        posterior = self.posterior(image)
-        batch = len(image)
-        z = self.draw_z(posterior)
-        tau = Dirichlet(self.alpha().expand(batch, -1, -1), validate_args=False).rsample()  # [B, R, K]
+        m, (batch, raters) = self.config.model, rater_mask.shape
+        encoding = self.encode(image)
+        posterior, places = encoding.posterior, torch.arange(batch, device=image.device)
+        z = posterior.draw(m.z_grid) if m.use_z else posterior.mean.expand(-1, raters, -1, -1, -1)  # [B, R, Cz, h, w]
+        tau = Dirichlet(self.alpha().expand(batch, -1, -1), validate_args=False).rsample() if m.use_tau else None
+        all_z, all_tau = z, tau
+        if self.config.loss.w_es:  # a second draw, which goes through the predictor together with the first
+            all_z = torch.cat([z, posterior.draw(m.z_grid) if m.use_z else z], 1)
+            all_tau = None if tau is None else torch.cat([tau, self._tau_from_prior(batch)], 1)
+        flat_tau = None if all_tau is None else all_tau.flatten(0, 1)
+        logits = self._logits(all_z.flatten(0, 1), flat_tau, encoding.size).unflatten(0, (batch, -1))
         # One present rater an image is enough for an unbiased estimate of the reconstruction term.
         chosen = torch.multinomial(rater_mask.float(), 1).squeeze(1)
         return Prediction(
-            logits=self.predict(z.flatten(0, 1), tau.flatten(0, 1)).unflatten(0, (batch, self.raters)),
-            reconstruction=self.decoder(z[torch.arange(batch, device=z.device), chosen]),
-            rater_logits=self.classifier(tau), posterior=posterior, alpha=self.alpha(),
-        )  # fmt: skip
+            logits=logits.unflatten(1, (-1, raters)).transpose(1, 2),
+            reconstruction=from_cells(self.decoder(z[places, chosen]), m.patch, encoding.size) if m.use_z else None,
+            rater_logits=None if tau is None else self.classify(tau),
+            posterior=posterior if m.use_z else None,
+            alpha=self.alpha() if m.use_tau else None,
+        )
 
-    def posterior(self, image: torch.Tensor) -> Posterior:
-        """q(z_r | x) for all raters: one pass of the trunk."""
-        heads = self.heads(self.trunk(image)).unflatten(1, (self.raters, 2, self.config.z_channels))
+    def _tau_from_prior(self, images: int) -> torch.Tensor:
+        """[B, R, K]: for each rater the first of many draws from the prior that the classifier takes for that rater's
+        (where there is none, a draw of q(tau_r | r)): how `prior` will draw, and so what the predictor must know."""
+        m = self.config.model
+        alpha = torch.full((images, POOL * self.raters, m.tau_size), m.concentration, device=self.device)
+        pool = draw_dirichlet(alpha)  # [B, POOL * R, K]
+        raters = torch.arange(self.raters, device=self.device)
+        like = self.classify(pool).argmax(-1)[:, :, None] == raters  # [B, POOL * R, R]
+        first = like.float().argmax(1)[:, :, None].expand(-1, -1, pool.shape[2])
+        own = draw_dirichlet(self.alpha()[raters].expand(images, -1, -1))
+        return torch.where(like.any(1)[:, :, None], pool.gather(1, first), own)
+
+    def encode(self, image: torch.Tensor) -> Encoding:
+        heads = self.heads(self.trunk(image))
+        size = image.shape[-2:]
+        if not self.config.model.use_z:
+            return Encoding(Posterior(heads[:, None], heads[:, None]), size)
+        heads = heads.unflatten(1, (self.raters, 2, self.config.model.z_channels))
         bounded = LOG_VARIANCE_BOUND * F.softsign(heads[:, :, 1] / LOG_VARIANCE_BOUND)
-        return Posterior(heads[:, :, 0], bounded)
+        return Encoding(Posterior(heads[:, :, 0], bounded), size)
 
     def alpha(self) -> torch.Tensor:
         """[R, K], concentrations of q(tau_r | r)."""
         return F.softplus(self.embedding) + SMALLEST_ALPHA
 
-    def draw_z(self, posterior: Posterior, generator: torch.Generator | None = None) -> torch.Tensor:
-        """A sample of z for every mean, any leading axes. [..., Cz, H, W] -> the same shape.
+    def classify(self, tau: torch.Tensor) -> torch.Tensor:
+        """Logits of p(r | tau). [..., K] -> [..., R]"""
+        return self.classifier(self._standard(tau))
 
-        With a generator the noise is drawn on the CPU, so that a seed means the same samples on every device.
-        """
-        mean = posterior.mean
-        device = mean.device if generator is None else generator.device
-        noise = grid_noise(mean.shape, self.config.z_grid, device, generator).to(mean.device)
-        return mean + torch.exp(0.5 * posterior.log_variance) * noise
+    def _standard(self, tau: torch.Tensor) -> torch.Tensor:
+        """Of mean zero and unit variance under the prior: as it is, tau's places are about 1/K and hardly heard."""
+        size = self.config.model.tau_size
+        spread = math.sqrt((size - 1) / (size * self.config.model.concentration + 1)) / size
+        return (tau - 1 / size) / spread
 
-    def predict(self, z: torch.Tensor, tau: torch.Tensor) -> torch.Tensor:
-        """Logits of the segmentation. z [N, Cz, H, W], tau [N, K] -> [N, H, W]"""
-        hidden = self.from_z(z.contiguous(memory_format=torch.channels_last)) + self.from_tau(tau)[:, :, None, None]
-        # A linear layer over the channels, which lie together in memory: a 1x1 convolution to one channel is slower.
-        return self.to_logit(self.predictor(hidden).permute(0, 2, 3, 1)).squeeze(-1)
+    def each_rater(self) -> Draws:
+        alpha = self.alpha() if self.config.model.use_tau else None
+        tau = None if alpha is None else (alpha / alpha.sum(1, keepdim=True))[None]
+        return Draws(torch.arange(self.raters, device=self.device)[None], tau)
+
+    def personal(self, images: int, count: int, generator: torch.Generator | None = None) -> Draws:
+        who = torch.arange(self.raters, device=self.device).repeat_interleave(count)
+        tau = draw_dirichlet(self.alpha()[who].expand(images, -1, -1), generator) if self.config.model.use_tau else None
+        return Draws(who.expand(images, -1), tau, generator)
+
+    def prior(self, images: int, count: int, generator: torch.Generator | None = None) -> Draws:
+        """tau* ~ Dir(alpha_0); the classifier says whose preference it is like. Without tau: any rater, uniformly."""
+        m = self.config.model
+        if not m.use_tau:
+            who = torch.randint(self.raters, (images, count), generator=generator).to(self.device)
+            return Draws(who, None, generator)
+        alpha = torch.full((images, count, m.tau_size), m.concentration, device=self.device)
+        tau = draw_dirichlet(alpha, generator)
+        return Draws(self.classify(tau).argmax(-1), tau, generator)
+
+    def decode(self, encoding: Encoding, image: torch.Tensor, draws: Draws) -> torch.Tensor:
+        if draws.generator is None:
+            z = self._at(encoding, image, draws.who).mean
+        else:
+            z = self._draw_z(encoding, image, draws.who, draws.generator)
+        return self._logits(z, draws.tau, encoding.size)
+
+    def _at(self, encoding: Encoding, image: torch.Tensor, who: torch.Tensor) -> Posterior:
+        return encoding.posterior[image, who if self.config.model.use_z else torch.zeros_like(who)]
+
+    def _draw_z(
+        self, encoding: Encoding, image: torch.Tensor, who: torch.Tensor, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """z of these images in the names of these raters. Both of one shape [...] -> [..., Cz, h, w]"""
+        posterior = self._at(encoding, image, who)
+        return posterior.draw(self.config.model.z_grid, generator) if self.config.model.use_z else posterior.mean
+
+    def _logits(self, z: torch.Tensor, tau: torch.Tensor | None, size: torch.Size) -> torch.Tensor:
+        """p(y | tau, z). z [M, Cz, h, w], tau [M, K] -> [M, classes, H, W]"""
+        hidden = self.from_z(z.contiguous(memory_format=torch.channels_last))
+        if tau is not None:
+            hidden = hidden + self.from_tau(self._standard(tau))[:, :, None, None]
+        # A linear layer over the channels, which lie together in memory: a 1x1 convolution is slower.
+        logits = self.to_logits(self.predictor(hidden).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return from_cells(logits, self.config.model.patch, size)
 
 
-def grid_noise(
-    shape: torch.Size, grid: int | None, device: torch.device, generator: torch.Generator | None = None
-) -> torch.Tensor:
-    """Gaussian noise of unit variance whose correlation length is the cell of a `grid` along the longer side.
+def _initial_embedding(raters: int, size: int, concentration: float) -> torch.Tensor:
+    """[R, K]. Every rater starts at the prior, leaning to its own places of tau.
 
-    Noise that is independent in every pixel makes samples differ by salt and pepper. Drawn on a coarser grid and
-    upsampled they differ by regions. None, or a grid not smaller than the image: independent pixels, as in the paper.
+    Together the raters then fill the prior about evenly (the mean over k of Dir(1 + e_k) IS Dir(1)): a tau from the
+    prior is like some rater's, and the predictor can tell them apart from the first step.
     """
-    height, width = shape[-2:]
-    if grid is None or grid >= max(height, width):
-        return torch.randn(shape, device=device, generator=generator)
-    longer = max(height, width)
-    cells = (max(1, round(grid * height / longer)), max(1, round(grid * width / longer)))
-    coarse = torch.randn((*shape[:-2], *cells), device=device, generator=generator)
-    smooth = F.interpolate(coarse.flatten(0, -4), (height, width), mode="bilinear", align_corners=False)
-    return (smooth / _spread((height, width), cells, device)).reshape(shape)
-
-
-def _spread(size: tuple[int, int], cells: tuple[int, int], device: torch.device) -> torch.Tensor:
-    """[H, W], standard deviation of upsampled unit noise: bilinear weights are separable, so one axis at a time."""
-    axes = []
-    for pixels, count in zip(size, cells, strict=True):
-        basis = torch.eye(count, device=device)[None]  # [1, count, count]
-        weights = F.interpolate(basis, pixels, mode="linear", align_corners=False)[0]  # [count, pixels]
-        axes.append(weights.square().sum(0).sqrt())
-    return axes[0][:, None] * axes[1][None, :]
+    own = torch.arange(size) % raters == (torch.arange(raters) % size)[:, None]
+    alpha = concentration + INITIAL_PREFERENCE * own
+    above = (alpha.double() - SMALLEST_ALPHA).clamp(min=SMALLEST_ALPHA)
+    return (above + torch.log(-torch.expm1(-above))).float()  # the inverse of softplus, for any size

@@ -144,8 +144,10 @@ class SearchSpace(_Part):
     objective: Objective = Objective()
     scheduler: Scheduler = Scheduler()
     budget: Budget
+    recipe: str = "modern"
+    """The named set of values that the trials start from (`proseg.recipes`)."""
     base: dict[str, Value] = {}
-    """Fields of the configuration that differ from its defaults in every trial."""
+    """Fields of the configuration that differ from the recipe in every trial."""
     search: dict[str, Dimension] = Field(min_length=1)
     final: list[FinalStage] = []
 

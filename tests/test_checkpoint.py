@@ -16,12 +16,13 @@ from proseg.data.store import Store
 from proseg.errors import CheckpointError
 from proseg.records import write_atomically
 from proseg.train import TrainState, train, train_step
+from tests.studies import make_store
 
 
 @pytest.fixture(scope="module")
 def saved(tiny_config: TrainConfig, tiny_store: Store) -> Checkpoint:
     with torch.random.fork_rng():
-        config = tiny_config.with_values({"epochs": 1})
+        config = tiny_config.with_values({"epochs": 1, "optim.ema": 0.9})
         report = next(train(config, tiny_store, tiny_store.manifest.folds[0]))
     return report.state.checkpoint(config, {"val/ged": 0.1 + 0.2, "nan": float("inf")}, extra={"best": 0.5, "who": "ü"})
 
@@ -34,19 +35,41 @@ def file(tmp_path: Path, saved: Checkpoint) -> Path:
 
 def test_everything_comes_back_to_the_bit(file: Path, saved: Checkpoint):
     loaded = load_checkpoint(file)
-    for name in ("config", "epoch", "metrics", "channels", "raters", "extra"):
+    for name in ("config", "epoch", "metrics", "channels", "raters", "classes", "extra"):
         assert getattr(loaded, name) == getattr(saved, name)
     assert loaded.optimizer.keys() == saved.optimizer.keys()
     assert saved.optimizer[0].keys() == {"step", "exp_avg", "exp_avg_sq"}
-    torch.testing.assert_close((loaded.model, loaded.optimizer), (saved.model, saved.optimizer), rtol=0, atol=0)
+    assert saved.average.keys() == {"n_averaged", *(f"module.{name}" for name in saved.model)}
+    parts = ((one.model, one.optimizer, one.average) for one in (loaded, saved))
+    torch.testing.assert_close(*parts, rtol=0, atol=0)
 
 
 def test_the_restored_state_steps_as_the_saved_one_would(file: Path, saved: Checkpoint):
     restored = TrainState.restored(load_checkpoint(file), torch.device("cpu"))
     again = restored.checkpoint(saved.config, saved.metrics, extra=saved.extra)
     assert again.epoch == saved.epoch
-    torch.testing.assert_close((again.model, again.optimizer), (saved.model, saved.optimizer), rtol=0, atol=0)
+    parts = ((one.model, one.optimizer, one.average) for one in (again, saved))
+    torch.testing.assert_close(*parts, rtol=0, atol=0)
     assert restored.optimizer.param_groups[0]["lr"] == saved.config.optim.lr
+
+
+def test_weights_to_keep_are_those_of_the_average(saved: Checkpoint):
+    kept = TrainState.restored(saved, torch.device("cpu")).checkpoint(saved.config, {}, resumable=False)
+    assert (kept.optimizer, kept.average) == ({}, {})
+    assert kept.model.keys() == saved.model.keys()
+    for name, value in kept.model.items():
+        assert torch.equal(value, saved.average[f"module.{name}"]), name
+    assert not torch.equal(kept.model["from_z.weight"], saved.model["from_z.weight"])
+
+
+@pytest.mark.usefixtures("global_rng")
+def test_the_number_of_classes_comes_along(tmp_path: Path, tiny_config: TrainConfig):
+    store = make_store(tmp_path / "labels", classes=3)
+    state = TrainState.fresh(tiny_config, store, torch.device("cpu"))
+    save_checkpoint(tmp_path / "c", state.checkpoint(tiny_config, {}))
+    loaded = load_checkpoint(tmp_path / "c")
+    assert (loaded.channels, loaded.raters, loaded.classes, loaded.average) == (1, 2, 3, {})
+    assert TrainState.restored(loaded, torch.device("cpu")).model.classes == 3
 
 
 @pytest.mark.usefixtures("global_rng")
@@ -56,14 +79,15 @@ def test_a_saved_state_does_not_change_when_training_goes_on(
     state = TrainState.fresh(tiny_config, tiny_store, torch.device("cpu"))
     save_checkpoint(tmp_path / "c", state.checkpoint(tiny_config, {}))
     before = (tmp_path / "c").read_bytes()
-    train_step(state.model, state.optimizer, batches.load(tiny_store, [0, 1]), tiny_config)
+    train_step(state.model, state.optimizer, batches.load(tiny_store, [0, 1]), tiny_config.optim)
     assert (tmp_path / "c").read_bytes() == before
     assert not torch.equal(load_checkpoint(tmp_path / "c").model["embedding"], state.model.embedding)
 
 
 def test_a_file_that_is_not_for_resuming_holds_no_optimizer(tmp_path: Path, file: Path, saved: Checkpoint):
-    save_checkpoint(tmp_path / "best", Checkpoint(**{**vars(saved), "optimizer": {}}))
-    assert load_checkpoint(tmp_path / "best").optimizer == {}
+    save_checkpoint(tmp_path / "best", Checkpoint(**{**vars(saved), "optimizer": {}, "average": {}}))
+    loaded = load_checkpoint(tmp_path / "best")
+    assert (loaded.optimizer, loaded.average) == ({}, {})
     assert (tmp_path / "best").stat().st_size < 0.5 * file.stat().st_size
 
 
@@ -102,7 +126,7 @@ def test_a_file_of_another_kind_is_refused_by_name(tmp_path: Path, content: byte
         load_checkpoint(tmp_path / "other")
 
 
-@pytest.mark.parametrize("header", [None, {}, {"format": "proseg-checkpoint/0"}, {"format": "pt"}], ids=str)
+@pytest.mark.parametrize("header", [None, {}, {"format": "proseg-checkpoint/1"}, {"format": "pt"}], ids=str)
 def test_safetensors_of_others_are_refused_by_name(tmp_path: Path, header: dict[str, str] | None):
     save_file({"weight": torch.zeros(3)}, tmp_path / "foreign", header)
     with pytest.raises(CheckpointError, match="foreign is not a checkpoint of this program"):
@@ -118,7 +142,7 @@ def test_a_path_without_a_file_is_refused_by_name(tmp_path: Path, path: str):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("config", "{"), ("config", '{"epochs": 0}'), ("epoch", "two"), ("metrics", ""), ("channels", None),
-     ("raters", "x"), ("extra", "]")],
+     ("raters", "x"), ("classes", None), ("classes", "many"), ("extra", "]")],
 )  # fmt: skip
 def test_a_damaged_header_is_refused_by_name(file: Path, name: str, value: str | None):
     with module.safe_open(file, framework="pt") as opened:

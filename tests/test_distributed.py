@@ -12,7 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.distributions import Dirichlet
 
+from proseg import latents
+from proseg import model as model_module
+from proseg.checkpoint import load_checkpoint
 from proseg.config import TrainConfig, parse
 from proseg.data.folds import Fold
 from proseg.data.store import Store
@@ -55,6 +59,23 @@ def for_ever(folder: Path) -> Iterator[int]:
 def train_and_compare(config: str, data: Path, fold: Fold) -> Iterator[tuple[dict[str, float], list[str]]]:
     for report in train(parse(config), Store(data), fold):
         yield report.metrics, gather_objects(digest(report.state.model))
+
+
+def train_without_noise(config: str, data: Path, fold: Fold) -> Iterator[dict[str, list[float]]]:
+    """Every z at its mean, every tau at its rater's (from the prior: at the middle); the weights after each epoch.
+
+    Patched in here, because each rank is a process of its own; one rank is the process of the tests.
+    """
+    with pytest.MonkeyPatch.context() as patched, torch.random.fork_rng():
+        patched.setattr(latents, "grid_noise", lambda shape, grid, device, generator=None: torch.zeros(shape))
+        patched.setattr(Dirichlet, "rsample", lambda self, sample_shape=(): self.mean)
+        patched.setattr(
+            model_module, "draw_dirichlet", lambda alpha, generator=None: alpha.detach() / alpha.sum(-1, True)
+        )
+        patched.setattr(torch, "multinomial", lambda weights, count: weights.argmax(-1, keepdim=True))
+        for report in train(parse(config), Store(data), fold):
+            weights = report.state.best_guess.state_dict()
+            yield {"loss": [report.metrics["train/loss"]], **{n: w.flatten().tolist() for n, w in weights.items()}}
 
 
 def digest(model: torch.nn.Module) -> str:
@@ -186,12 +207,42 @@ def test_ranks_keep_the_same_weights_and_the_loss_falls(tiny_config: TrainConfig
 
 
 @slow
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"loss.w_es": 1.0, "optim.ema": 0.5}, {"model.encoder": "separate", "loss.segmentation": "ce_dice"},
+     {"model.use_z": False}, {"model.use_tau": False}, {"method": "multihead_unet"}],
+    ids=str,
+)  # fmt: skip
+def test_two_ranks_train_as_one_with_the_whole_batch(tiny_config: TrainConfig, tiny_store: Store, changes: dict):
+    """But for the noise, of which each rank has its own, they are the same training; raters are missing in it."""
+    values = {"data.flip": False, "data.noise": 0.0, "epochs": 2, "optim.schedule": "constant", "optim.lr": 1e-3}
+    config = tiny_config.with_values(values | changes).model_dump_json()
+    arguments = config, tiny_store.folder, tiny_store.manifest.folds[0]
+    alone, together = (list(run_ranks(train_without_noise, *arguments, ranks=ranks)) for ranks in (1, 2))
+    assert len(alone) == len(together) == 2
+    for one, two in zip(alone, together, strict=True):
+        assert one.keys() == two.keys()
+        for name in one:
+            np.testing.assert_allclose(two[name], one[name], rtol=1e-3, atol=2e-5, err_msg=name)
+    moved = max(np.abs(np.subtract(alone[1][name], alone[0][name])).max() for name in alone[0] if name != "loss")
+    assert moved > 1e-3, "they did train"
+
+
+@slow
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"optim.ema": 0.9, "optim.schedule": "cosine", "loss.w_es": 1.0, "data.rotate": 10.0},
+     {"method": "multihead_unet", "optim.ema": 0.9}],
+    ids=str,
+)  # fmt: skip
 def test_two_ranks_fit_into_one_folder_and_resume_to_the_bit(
-    tmp_path: Path, tiny_config: TrainConfig, tiny_store: Store
+    tmp_path: Path, tiny_config: TrainConfig, tiny_store: Store, changes: dict
 ):
+    config = tiny_config.with_values(changes)
+
     def fitted(folder: str) -> Iterator[dict]:
         fold = tiny_store.manifest.folds[0]
-        return run_ranks(fit, tiny_config, tiny_store.folder, fold, tmp_path / folder, Criterion("ged"), ranks=2)
+        return run_ranks(fit, config, tiny_store.folder, fold, tmp_path / folder, Criterion("ged"), ranks=2)
 
     whole = list(fitted("whole"))
     interrupted = fitted("interrupted")
@@ -203,6 +254,19 @@ def test_two_ranks_fit_into_one_folder_and_resume_to_the_bit(
     names = {path.name for path in (tmp_path / "whole").iterdir()}
     assert {LAST, BEST, EPOCHS} < names
     assert {path.name for path in (tmp_path / "interrupted").iterdir()} == names
+    one, other = (load_checkpoint(tmp_path / folder / LAST) for folder in ("whole", "interrupted"))
+    parts = ((c.model, c.optimizer, c.average) for c in (one, other))
+    torch.testing.assert_close(*parts, rtol=0, atol=0)
+    assert bool(one.average) == ("optim.ema" in changes)
+
+
+@slow
+def test_patience_ends_all_ranks(tmp_path: Path, tiny_config: TrainConfig, tiny_store: Store):
+    """The agreement of the raters is a constant of the data, so that no epoch is better than the first."""
+    arguments = tiny_config.with_values({"epochs": 9, "patience": 2}), tiny_store.folder, tiny_store.manifest.folds[0]
+    records = list(run_ranks(fit, *arguments, tmp_path, Criterion("d_aa"), ranks=2))
+    assert [record["finished"] for record in records] == [False, False, True]
+    assert multiprocessing.active_children() == []
 
 
 @slow

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,15 @@ import pytest
 import torch
 
 import proseg
-from proseg.checkpoint import save_checkpoint
+from proseg.checkpoint import load_checkpoint, save_checkpoint
 from proseg.config import TrainConfig
 from proseg.data import batches
 from proseg.data.store import Store
 from proseg.errors import CheckpointError, DataError
 from proseg.exported import DATA, WEIGHTS, ExportedModel
+from proseg.generate import mean_maps
 from proseg.train import TrainState
+from tests.studies import make_store
 
 
 def export(folder: Path, config: TrainConfig, store: Store) -> Path:
@@ -66,9 +69,7 @@ def test_other_sizes_than_in_training(model: ExportedModel, size: tuple[int, int
 
 def test_the_window_is_applied(model: ExportedModel, tiny_store: Store):
     image = tiny_store.image(3)
-    with torch.no_grad():
-        posterior = model.model.posterior(batches.load(tiny_store, [3]).image)
-        expected = proseg.exported.mean_maps(model.model, posterior)[0]
+    expected = mean_maps(model.model, batches.load(tiny_store, [3]).image)[0, :, 0]
     np.testing.assert_allclose(model.predict(image).raters, expected, atol=1e-6)
     np.testing.assert_array_equal(
         model.predict(image.clip(-1000, 400)).raters, model.predict(image.astype(float)).raters
@@ -97,6 +98,63 @@ def test_several_channels_without_a_window(tmp_path: Path, tiny_config: TrainCon
     assert model.predict(volume_store.image(0)).raters.shape == (4, 32, 32)
     with pytest.raises(DataError, match=r"3 channel\(s\)"):
         model.predict(volume_store.image(0)[0])
+
+
+@pytest.mark.parametrize("method", ["proseg", "multihead_unet"])
+def test_several_classes_have_an_axis_of_their_own(tmp_path: Path, tiny_config: TrainConfig, method: str):
+    store = make_store(tmp_path / "labels", classes=3)
+    model = proseg.load(export(tmp_path / "model", tiny_config.with_values({"method": method}), store))
+    found, unsure = model.predict(store.image(0), samples=5), model.uncertainty(store.image(0))
+    assert found.raters.shape == (2, 3, 16, 16)
+    assert found.mean.shape == unsure.from_z.shape == unsure.from_tau.shape == (3, 16, 16)
+    assert found.samples.shape == (5, 3, 16, 16)
+    for maps in (found.raters, found.mean, found.samples):
+        assert maps.min() >= 0
+        assert maps.sum(-3).max() <= 1 + 1e-6
+    np.testing.assert_allclose(found.mean, found.raters.mean(0), atol=1e-6)
+
+
+def test_uncertainty_comes_in_two_parts_of_the_images_size(model: ExportedModel, tiny_store: Store):
+    image = tiny_store.image(3)
+    found, again, other = (model.uncertainty(image, seed=seed) for seed in (0, 0, 1))
+    for name in ("from_z", "from_tau"):
+        part = getattr(found, name)
+        assert part.shape == (32, 32)
+        assert part.dtype == np.float32
+        assert part.min() >= 0
+        np.testing.assert_array_equal(part, getattr(again, name))
+        assert not np.array_equal(part, getattr(other, name))
+    assert found.from_z.max() > 0
+    np.testing.assert_array_equal(found.from_z, model.uncertainty(image.clip(-1000, 400)[0]).from_z)
+
+
+def test_uncertainty_refuses_what_prediction_refuses(model: ExportedModel):
+    with pytest.raises(DataError, match="the image has shape"):
+        model.uncertainty(np.zeros((2, 32, 32)))
+    with pytest.raises(DataError, match="not finite"):
+        model.uncertainty(np.full((32, 32), np.nan))
+
+
+@pytest.mark.parametrize("samples", [0, -1])
+def test_no_sample_is_refused(model: ExportedModel, samples: int):
+    with pytest.raises(DataError, match=f"samples = {samples} must be at least 1"):
+        model.predict(np.zeros((32, 32)), samples=samples)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model.encoder": "separate", "model.patch": 2}, {"model.use_z": False}, {"model.use_tau": False}],
+    ids=str,
+)  # fmt: skip
+def test_every_model_can_be_taken_away(tmp_path: Path, tiny_config: TrainConfig, tiny_store: Store, changes: dict):
+    model = proseg.load(export(tmp_path / "model", tiny_config.with_values(changes), tiny_store))
+    assert model.predict(np.zeros((17, 33)), samples=3).samples.shape == (3, 17, 33)
+
+
+def test_weights_that_are_not_the_configurations_are_refused(folder: Path, tiny_config: TrainConfig):
+    weights = load_checkpoint(folder / WEIGHTS)
+    save_checkpoint(folder / WEIGHTS, replace(weights, config=tiny_config.with_values({"model.patch": 2})))
+    with pytest.raises(CheckpointError, match="do not fit its configuration"):
+        proseg.load(folder)
 
 
 @pytest.mark.parametrize("shape", [(2, 32, 32), (32,), (1, 1, 32, 32), (32, 32, 1)], ids=str)

@@ -1,238 +1,357 @@
-"""The model and what is drawn from it: shapes, noise, gradients, the influence of both latents."""
+"""ProSeg: shapes, whose weights learn from what, the influence of both latents, and what is left without them."""
+
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from torch import nn
 
-from proseg import generate
-from proseg.config import LossConfig, ModelConfig
+from proseg.config import TrainConfig
 from proseg.data.batches import Batch
-from proseg.generate import draw_dirichlet, mean_maps, sample_personal, sample_prior
-from proseg.losses import elbo
-from proseg.model import LOG_VARIANCE_BOUND, Posterior, ProSeg, grid_noise
+from proseg.generate import maps, mean_maps, sample_personal, sample_prior
+from proseg.latents import Posterior, draw_dirichlet
+from proseg.method import Draws
+from proseg.model import LOG_VARIANCE_BOUND, Encoding, ProSeg
+from tests.studies import awake
 
-SIZES = [(32, 32), (24, 40), (33, 47), (7, 5), (1, 1)]
+SIZES = [(32, 32), (19, 30), (17, 17), (7, 5), (1, 1)]
+R = 3
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def small(channels: int = 1, raters: int = 4, **changes: int | None) -> ProSeg:
+def small(channels: int = 1, raters: int = R, classes: int = 1, seed: int = 0, **changes: Any) -> ProSeg:
+    """Changes are fields of `model`, or with a dot of any part."""
+    values = {"width": 8, "levels": 3, "z_channels": 2, "tau_size": 3, "predictor_width": 8} | changes
+    values = {name if "__" in name else f"model.{name}": value for name, value in values.items()}
+    config = TrainConfig().with_values({name.replace("__", "."): value for name, value in values.items()})
     with torch.random.fork_rng():
-        torch.manual_seed(0)
-        values = {"width": 8, "levels": 3, "z_channels": 2, "tau_size": 3, "predictor_width": 8} | changes
-        return ProSeg(ModelConfig(**values), channels=channels, raters=raters)
+        torch.manual_seed(seed)
+        return awake(ProSeg(config, channels=channels, raters=raters, classes=classes))
 
 
 def images(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=seeded())
 
 
-def neighbour_correlation(maps: torch.Tensor) -> float:
-    left, right = maps[..., :-1].flatten(), maps[..., 1:].flatten()
-    return torch.corrcoef(torch.stack([left, right]))[0, 1].item()
+def batch_for(model: ProSeg, *size: int, images_: int = 2, present: torch.Tensor | None = None) -> Batch:
+    masks = torch.randint(1 + model.classes, (images_, model.raters, *size), generator=seeded(1), dtype=torch.uint8)
+    everyone = torch.ones(images_, model.raters, dtype=torch.bool)
+    return Batch(images(images_, model.channels, *size), masks, everyone if present is None else present)
+
+
+def gradients(model: nn.Module, value: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    value.backward()
+    return {name: p.grad.clone() if p.grad is not None else torch.zeros_like(p) for name, p in model.named_parameters()}
+
+
+def of_rater(parameter: torch.Tensor, rater: int, raters: int = R) -> torch.Tensor:
+    """The share of one rater in a parameter of grouped convolutions."""
+    return parameter.unflatten(0, (raters, -1))[rater]
+
+
+# Shapes
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize(("channels", "raters", "z_grid"), [(1, 4, None), (3, 2, 4), (2, 1, 1)])
+@pytest.mark.parametrize("patch", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("encoder", "channels", "raters", "classes", "z_grid"),
+    [("shared", 1, 4, 1, None), ("separate", 3, 2, 3, 4), ("separate", 1, 1, 1, 1), ("shared", 3, 5, 3, None)],
+)
 @pytest.mark.usefixtures("global_rng")
-def test_shapes(size: tuple[int, int], channels: int, raters: int, z_grid: int | None):
-    model = small(channels, raters, z_grid=z_grid)
-    batch = 2
-    found = model(images(batch, channels, *size), torch.ones(batch, raters, dtype=torch.bool))
-    assert found.logits.shape == (batch, raters, *size)
-    assert found.reconstruction.shape == (batch, channels, *size)
-    assert found.rater_logits.shape == (batch, raters, raters)
-    assert found.posterior.mean.shape == found.posterior.log_variance.shape == (batch, raters, 2, *size)
+def test_shapes(
+    size: tuple[int, int], patch: int, encoder: str, channels: int, raters: int, classes: int, z_grid: int | None
+):
+    model = small(channels, raters, classes, encoder=encoder, patch=patch, z_grid=z_grid, loss__w_es=1.0)
+    batch = batch_for(model, *size)
+    found = model.predict(batch.image, batch.rater_mask)
+    cells = tuple(-(-side // patch) for side in size)
+    assert found.logits.shape == (2, raters, 2, classes, *size)
+    assert found.reconstruction.shape == (2, channels, *size)
+    assert found.rater_logits.shape == (2, raters, raters)
+    assert found.posterior.mean.shape == found.posterior.log_variance.shape == (2, raters, 2, *cells)
     assert found.alpha.shape == (raters, 3)
-    assert all(value.isfinite().all() for value in (found.logits, found.reconstruction, found.rater_logits))
+    assert model(batch).total.isfinite()
+    assert mean_maps(model, batch.image).shape == (2, raters, classes, *size)
+    assert sample_personal(model, batch.image, 2, seeded()).shape == (2, raters, 2, classes, *size)
+    assert sample_prior(model, batch.image, 3, seeded()).shape == (2, 3, classes, *size)
 
 
 @pytest.mark.parametrize("levels", [1, 2, 7])
-def test_any_depth_takes_any_size(levels: int):
-    model = small(width=2, levels=levels)
-    assert model.posterior(images(2, 1, 19, 30)).mean.shape == (2, 4, 2, 19, 30)
+@pytest.mark.parametrize("encoder", ["shared", "separate"])
+def test_any_depth_takes_any_size(levels: int, encoder: str):
+    model = small(width=2, levels=levels, encoder=encoder)
+    assert model.encode(images(2, 1, 19, 30)).posterior.mean.shape == (2, R, 2, 19, 30)
 
 
-@pytest.mark.parametrize("grid", [None, 1, 3, 8, 16, 100])
-@pytest.mark.parametrize("size", [(16, 16), (12, 24), (17, 9)], ids=str)
-def test_noise_has_unit_variance_in_every_pixel(size: tuple[int, int], grid: int | None):
-    count = 4000
-    noise = grid_noise(torch.Size((count, 1, *size)), grid, torch.device("cpu"), seeded())
-    assert noise.shape == (count, 1, *size)
-    assert noise.mean(0).abs().max() < 5.5 / count**0.5
-    assert (noise.var(0) - 1).abs().max() < 5.5 * (2 / count) ** 0.5
+@pytest.mark.parametrize(("w_es", "draws"), [(0.0, 1), (0.5, 2)])
+@pytest.mark.usefixtures("global_rng")
+def test_a_second_draw_is_made_for_the_energy_score_alone(w_es: float, draws: int):
+    model = small(loss__w_es=w_es)
+    batch = batch_for(model, 9, 8)
+    found = model.predict(batch.image, batch.rater_mask).logits
+    assert found.shape[2] == draws
+    assert ("es" in model(batch).parts) == (draws > 1)
+    assert len(found.detach().reshape(-1, 72).unique(dim=0)) == 2 * R * draws, "no two draws are the same"
 
 
-def test_noise_correlates_over_a_cell_of_the_grid_and_not_beyond():
-    def correlations(grid: int | None) -> tuple[float, float]:
-        noise = grid_noise(torch.Size((500, 2, 3, 32, 32)), grid, torch.device("cpu"), seeded())
-        return neighbour_correlation(noise), torch.corrcoef(noise[..., 8, [2, 29]].reshape(-1, 2).T)[0, 1].item()
-
-    near, far = correlations(4)
-    assert near > 0.9
-    assert abs(far) < 0.1
-    near, far = correlations(None)
-    assert abs(near) < 0.02
-    assert abs(far) < 0.1
-    assert correlations(32) == correlations(None)
-
-
-def test_noise_of_a_grid_of_one_cell_is_one_number_an_image():
-    noise = grid_noise(torch.Size((3, 2, 8, 8)), 1, torch.device("cpu"), seeded())
-    torch.testing.assert_close(noise, noise[..., :1, :1].expand_as(noise))
-    assert len(noise.flatten(2)[..., 0].unique()) == 6
+@pytest.mark.parametrize(("z_channels", "tau_size", "raters"), [(1, 2, 1), (5, 4, 2), (16, 8, 4), (3, 11, 5)])
+@pytest.mark.usefixtures("global_rng")
+def test_sizes_of_the_latents_are_free(z_channels: int, tau_size: int, raters: int):
+    model = small(raters=raters, z_channels=z_channels, tau_size=tau_size)
+    found = model.predict(images(2, 1, 9, 8), torch.ones(2, raters, dtype=torch.bool))
+    assert found.posterior.mean.shape == (2, raters, z_channels, 9, 8)
+    assert found.alpha.shape == (raters, tau_size)
+    prior = model.prior(2, 6, seeded())
+    assert prior.tau.shape == (2, 6, tau_size)
+    assert prior.who.max() < raters
 
 
 @pytest.mark.parametrize("image", [0.0, 1e3, 1e6])
-def test_log_variance_is_bounded(image: float):
-    model = small()
+@pytest.mark.parametrize("encoder", ["shared", "separate"])
+def test_log_variance_is_bounded(image: float, encoder: str):
+    model = small(encoder=encoder)
     with torch.no_grad():
         model.heads.weight.mul_(1e4)
-        found = model.posterior(image * images(1, 1, 16, 16)).log_variance
+        found = model.encode(image * images(1, 1, 16, 16)).posterior.log_variance
     assert found.abs().max() <= LOG_VARIANCE_BOUND
     assert found.isfinite().all()
 
 
+def test_alpha_is_positive_whatever_the_embedding():
+    model = small()
+    with torch.no_grad():
+        model.embedding.copy_(torch.tensor([[-1e3, 0.0, 1e3]]).expand(R, 3))
+        assert model.alpha().min() > 0
+        assert model.alpha().isfinite().all()
+
+
+@pytest.mark.parametrize("concentration", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize(("raters", "tau_size"), [(1, 2), (4, 8), (5, 3)])
+def test_every_rater_starts_at_the_prior_leaning_to_places_of_its_own(raters: int, tau_size: int, concentration: float):
+    alpha = small(raters=raters, tau_size=tau_size, concentration=concentration).alpha().detach()
+    lean = alpha - concentration
+    assert (((lean.abs() < 1e-4) | ((lean - 2).abs() < 1e-4)).all(1) & (lean > 1).any(1)).all()
+    if tau_size >= raters:
+        assert ((lean > 1).sum(0) == 1).all(), "no two raters share a place"
+
+
+@pytest.mark.parametrize("concentration", [1e-3, 1e-2, 1e3])
+def test_no_concentration_breaks_the_first_weights(concentration: float):
+    alpha = small(concentration=concentration).alpha()
+    assert alpha.isfinite().all()
+    assert (alpha > 0).all()
+
+
+def test_fresh_weights_follow_the_seed():
+    one, other = small(), small()
+    torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
+    assert not torch.equal(small(seed=1).from_z.weight, one.from_z.weight)
+
+
+# Who learns from what
+
+
+@pytest.mark.parametrize("encoder", ["shared", "separate"])
+@pytest.mark.parametrize("w_es", [0.0, 1.0])
+@pytest.mark.usefixtures("global_rng")
+def test_every_parameter_receives_a_gradient(encoder: str, w_es: float):
+    torch.manual_seed(0)
+    model = small(classes=2, encoder=encoder, z_grid=4, patch=2, loss__w_es=w_es)
+    found = gradients(model, model(batch_for(model, 16, 16)).total)
+    assert [name for name, gradient in found.items() if not (gradient != 0).any()] == []
+
+
+@pytest.mark.parametrize("rater", range(R))
+def test_a_raters_posterior_is_that_raters_network_alone(rater: int):
+    model = small(channels=3, encoder="separate")
+    posterior = model.encode(images(2, 3, 10, 9)).posterior[:, rater]
+    found = gradients(model, posterior.mean.sum() + posterior.log_variance.square().sum())
+    network = {name: value for name, value in found.items() if name.startswith(("trunk", "heads"))}
+    assert network
+    for name, gradient in network.items():
+        touched = [(of_rater(gradient, other) != 0).any().item() for other in range(R)]
+        assert touched == [other == rater for other in range(R)], name
+
+
+def test_a_shared_trunk_learns_from_every_rater_and_a_head_from_its_own():
+    model = small()
+    for rater in range(R):
+        found = gradients(model, model.encode(images(2, 1, 10, 9)).posterior.mean[:, rater].square().sum())
+        assert all((found[name] != 0).any() for name in found if name.startswith("trunk"))
+        touched = [(of_rater(found["heads.weight"], other) != 0).any().item() for other in range(R)]
+        assert touched == [other == rater for other in range(R)]
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_separate_is_one_unet_a_rater(patch: int):
+    together, image = small(channels=3, encoder="separate", patch=patch), images(2, 3, 11, 14)
+    with torch.no_grad():
+        for parameter in together.trunk.parameters():  # also what begins as ones or zeros
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=seeded(parameter.numel())))
+        found = together.encode(image).posterior
+        for rater in range(R):
+            alone = small(channels=3, raters=1, patch=patch)
+            weights = dict(together.named_parameters())
+            for name, parameter in alone.named_parameters():
+                if name.startswith(("trunk", "heads")):
+                    parameter.copy_(of_rater(weights[name], rater))
+            expected = alone.encode(image).posterior
+            torch.testing.assert_close(found.mean[:, rater], expected.mean[:, 0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(found.log_variance[:, rater], expected.log_variance[:, 0], rtol=1e-4, atol=1e-5)
+
+
+# Missing raters
+
+
+@pytest.mark.parametrize("encoder", ["shared", "separate"])
+@pytest.mark.parametrize("w_es", [0.0, 1.0])
+@pytest.mark.usefixtures("global_rng")
+def test_what_a_missing_rater_drew_does_not_matter(encoder: str, w_es: float):
+    model = small(encoder=encoder, classes=2, loss__w_es=w_es)
+    present = torch.tensor([[True, False, True], [False, True, True]])
+    batch = batch_for(model, 12, 9, present=present)
+    annotations = batch.annotations.clone()
+    annotations[~present] = 2 - annotations[~present]
+    losses = []
+    for masks in (batch.annotations, annotations):
+        torch.manual_seed(0)
+        losses.append(model(Batch(batch.image, masks, present)))
+    assert not torch.equal(annotations, batch.annotations)
+    torch.testing.assert_close(losses[0].total, losses[1].total, rtol=0, atol=0)
+    torch.testing.assert_close(losses[0].parts, losses[1].parts, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("encoder", ["shared", "separate"])
+@pytest.mark.parametrize("w_es", [0.0, 1.0])
+@pytest.mark.usefixtures("global_rng")
+def test_a_rater_who_is_missing_everywhere_learns_nothing(encoder: str, w_es: float):
+    torch.manual_seed(0)
+    model = small(encoder=encoder, loss__w_es=w_es)
+    present = torch.tensor([True, False, True]).expand(4, R)
+    found = gradients(model, model(batch_for(model, 12, 9, images_=4, present=present)).total)
+    own = ["embedding", "heads.weight", "heads.bias"]
+    own += [name for name in found if name.startswith("trunk")] if encoder == "separate" else []
+    for name in own:
+        learns = [(of_rater(found[name], rater) != 0).any().item() for rater in range(R)]
+        assert learns == [True, False, True], name
+
+
+@pytest.mark.usefixtures("global_rng")
+def test_the_reconstruction_comes_from_a_rater_who_is_present():
+    model = small(raters=4)
+    with torch.no_grad():
+        assert model.heads.bias is not None
+        model.heads.bias.view(4, 2, 2)[[0, 1, 3], 0] = 1e6
+    present = torch.tensor([False, False, True, False]).expand(8, 4)
+    assert model.predict(images(8, 1, 8, 8), present).reconstruction.abs().max() < 1e3
+
+
+# Both latents, one of them, none
+
+
+def decoded(model: ProSeg, z: torch.Tensor, tau: torch.Tensor | None, who: int = 0) -> torch.Tensor:
+    """Logits of one image whose posterior means are z for everyone. z [Cz, h, w]"""
+    mean = z.expand(1, model.raters if model.config.model.use_z else 1, *z.shape)
+    encoding = Encoding(Posterior(mean, torch.zeros_like(mean)), torch.Size(z.shape[-2:]))
+    with torch.no_grad():
+        return model.decode(encoding, torch.tensor([0]), Draws(torch.tensor([who]), tau))
+
+
+TAU = torch.tensor([[0.98, 0.01, 0.01]])
+
+
+def test_both_latents_change_the_prediction():
+    model, z = small(), images(2, 8, 8)
+    base = decoded(model, z, TAU)
+    assert (base - decoded(model, z, TAU.roll(1, 1))).abs().mean() > 1e-3
+    assert (base - decoded(model, z + 1, TAU)).abs().mean() > 1e-3
+
+
+def test_the_predictor_is_told_the_rater_by_tau_and_z_alone():
+    model, z = small(), images(2, 8, 8)
+    assert torch.equal(decoded(model, z, TAU, who=0), decoded(model, z, TAU, who=2))
+
+
+@pytest.mark.usefixtures("global_rng")
+def test_without_tau_there_is_no_preference():
+    model = small(use_tau=False, loss__w_es=1.0)
+    assert [n for n, _ in model.named_parameters() if n.startswith(("embedding", "classifier", "from_tau"))] == []
+    assert model.each_rater().tau is model.personal(1, 2, seeded()).tau is model.prior(1, 2, seeded()).tau is None
+    assert set(model(batch_for(model, 8, 8)).parts) == {"seg", "rec", "kl_z", "es"}
+    prior = model.prior(50, 20, seeded())
+    assert torch.bincount(prior.who.flatten(), minlength=R).min() > 250, "any rater, uniformly"
+    raters = mean_maps(model, images(1, 1, 8, 8))[0]
+    assert len(raters.flatten(1).unique(dim=0)) == R, "raters differ by z"
+
+
+@pytest.mark.parametrize("encoder", ["shared", "separate"])
+@pytest.mark.usefixtures("global_rng")
+def test_without_z_all_raters_share_their_features(encoder: str):
+    model, image = small(use_z=False, encoder=encoder, loss__w_es=1.0), images(2, 1, 8, 8)
+    assert [name for name, _ in model.named_parameters() if name.startswith("decoder")] == []
+    assert model.encode(image).posterior.mean.shape == (2, 1, 2, 8, 8)
+    assert set(model(batch_for(model, 8, 8)).parts) == {"seg", "cls", "kl_tau", "es"}
+    tau = torch.tensor([[[0.7, 0.2, 0.1]]]).expand(1, 4, 3)
+    (same,) = maps(model, image, Draws(torch.tensor([[0, 1, 2, 2]]), tau, seeded()))
+    torch.testing.assert_close(same, same[:, :1].expand_as(same))
+    raters = mean_maps(model, image)[0]
+    assert len(raters.flatten(1).unique(dim=0)) == R, "raters differ by tau"
+
+
+@pytest.mark.usefixtures("global_rng")
+def test_without_either_every_map_is_the_same():
+    model, image = small(use_z=False, use_tau=False, loss__w_es=1.0), images(2, 1, 8, 8)
+    assert set(model(batch_for(model, 8, 8)).parts) == {"seg", "es"}
+    one = mean_maps(model, image)[:, :1]
+    found = maps(model, image, model.each_rater(), model.personal(2, 3, seeded()), model.prior(2, 5, seeded()))
+    for sets in found:
+        torch.testing.assert_close(sets, one.expand_as(sets))
+
+
+@pytest.mark.parametrize("changes", [{"use_z": False}, {"use_tau": False}, {"use_z": False, "use_tau": False}], ids=str)
+@pytest.mark.usefixtures("global_rng")
+def test_what_is_left_learns(changes: dict[str, bool]):
+    torch.manual_seed(0)
+    model = small(encoder="separate", **changes)
+    found = gradients(model, model(batch_for(model, 12, 12)).total)
+    assert [name for name, gradient in found.items() if not (gradient != 0).any()] == []
+
+
 def test_samples_differ_in_connected_regions_only_with_a_coarse_grid():
     def regions(z_grid: int | None) -> int:
-        model = small(z_grid=z_grid)
-        with torch.no_grad():
-            maps = sample_personal(model, model.posterior(images(1, 1, 64, 64)), 2, seeded())[0, 0]
-        difference = (maps[0] - maps[1]).numpy()
+        one, other = sample_personal(small(z_grid=z_grid), torch.zeros(1, 1, 64, 64), 2, seeded())[0, 0, :, 0]
+        difference = (one - other).numpy()
         return ndimage.label(difference > np.median(difference))[1]
 
     assert regions(4) < 25
     assert regions(None) > 5 * regions(4)
 
 
-@pytest.mark.usefixtures("global_rng")
-def test_every_parameter_receives_a_gradient():
+def test_the_predictor_of_a_fresh_model_does_not_hear_tau_yet():
     torch.manual_seed(0)
-    model, present = small(z_grid=4), torch.ones(2, 4, dtype=torch.bool)
-    masks = (images(2, 4, 16, 16) > 0).float()
-    batch = Batch(images(2, 1, 16, 16), masks, present)
-    elbo(model(batch.image, present), batch, LossConfig(), 1.0).total.backward()
-    without = [name for name, p in model.named_parameters() if p.grad is None or not (p.grad != 0).any()]
-    assert without == []
+    model = ProSeg(TrainConfig().with_values({"model.width": 4, "model.levels": 2}), channels=1, raters=R)
+    assert not model.from_tau.weight.any()
+    model.train()
+    batch = batch_for(model, 16, 16)
+    model(batch).total.backward()
+    assert model.from_tau.weight.grad is not None
+    assert model.from_tau.weight.grad.any()  # but it can learn to
 
 
-@pytest.mark.usefixtures("global_rng")
-def test_the_reconstruction_comes_from_a_rater_who_is_present():
-    model = small()
-    with torch.no_grad():
-        assert model.heads.bias is not None
-        model.heads.bias.view(4, 2, 2)[[0, 1, 3], 0] = 1e6
-    present = torch.tensor([False, False, True, False]).expand(8, 4)
-    assert model(images(8, 1, 8, 8), present).reconstruction.abs().max() < 1e3
-
-
-def test_both_latents_change_the_prediction():
-    model = small()
-    z, tau = images(1, 2, 8, 8), torch.tensor([[0.98, 0.01, 0.01]])
-    with torch.no_grad():
-        base = model.predict(z, tau)
-        assert (base - model.predict(z, tau.roll(1, 1))).abs().mean() > 1e-3
-        assert (base - model.predict(z + 1, tau)).abs().mean() > 1e-3
-
-
-def test_alpha_is_positive_whatever_the_embedding():
-    model = small()
-    with torch.no_grad():
-        model.embedding.copy_(torch.tensor([[-1e3, 0.0, 1e3]]).expand(4, 3))
-        assert model.alpha().min() > 0
-        assert model.alpha().isfinite().all()
-
-
-def test_fresh_weights_follow_the_seed():
-    one, other = small(), small()
-    torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
-
-
-# Generation
-
-
-@pytest.fixture(scope="module")
-def model() -> ProSeg:
-    return small(z_grid=4).eval()
-
-
-@pytest.fixture(scope="module")
-def posterior(model: ProSeg) -> Posterior:
-    with torch.no_grad():
-        return model.posterior(images(3, 1, 16, 20))
-
-
-@pytest.mark.parametrize("count", [1, 5])
-def test_samples_have_their_shapes_and_are_probabilities(model: ProSeg, posterior: Posterior, count: int):
-    with torch.no_grad():
-        personal = sample_personal(model, posterior, count, seeded())
-        prior = sample_prior(model, posterior, count, seeded())
-        means = mean_maps(model, posterior)
-    assert personal.shape == (3, 4, count, 16, 20)
-    assert prior.shape == (3, count, 16, 20)
-    assert means.shape == (3, 4, 16, 20)
-    assert all(((maps >= 0) & (maps <= 1)).all() for maps in (personal, prior, means))
-
-
-@pytest.mark.usefixtures("global_rng")
-def test_samples_follow_the_seed_and_nothing_else(model: ProSeg, posterior: Posterior):
-    for draw in (sample_personal, sample_prior):
-        with torch.no_grad():
-            torch.manual_seed(1)
-            one = draw(model, posterior, 4, seeded(7))
-            torch.manual_seed(2)
-            assert torch.equal(draw(model, posterior, 4, seeded(7)), one)
-            assert not torch.equal(draw(model, posterior, 4, seeded(8)), one)
-
-
-def test_the_draws_of_one_call_differ(model: ProSeg, posterior: Posterior):
-    with torch.no_grad():
-        for draw in (sample_personal, sample_prior):
-            maps = draw(model, posterior, 4, seeded()).reshape(-1, 16 * 20)
-            assert len(maps.unique(dim=0)) == len(maps)
-
-
-def test_slices_of_a_volume_share_their_tau(model: ProSeg, posterior: Posterior):
-    mean = posterior.mean[:1].expand_as(posterior.mean)
-    still = Posterior(mean, torch.full_like(mean, -1e3))
-    with torch.no_grad():
-        for draw in (sample_personal, sample_prior):
-            shared, own = (draw(model, still, 2, seeded(), share_tau=share) for share in (True, False))
-            torch.testing.assert_close(shared[0], shared[1])
-            assert not torch.allclose(own[0], own[1])
-
-
-@pytest.mark.parametrize("pixels", [1, 1000])
-def test_memory_bound_changes_no_map(model: ProSeg, posterior: Posterior, pixels: int, monkeypatch: pytest.MonkeyPatch):
-    with torch.no_grad():
-        whole = mean_maps(model, posterior)
-        monkeypatch.setattr(generate, "PIXELS_AT_ONCE", pixels)
-        torch.testing.assert_close(mean_maps(model, posterior), whole)
-
-
-def test_prior_samples_use_the_posterior_of_the_likeliest_rater(model: ProSeg, posterior: Posterior):
-    """All draws of tau fall to rater 2 once its bias is large: only that rater's z may appear."""
-    with torch.no_grad():
-        last = model.classifier[-1]
-        before = last.bias.clone()
-        last.bias[2] = 1e4
-        marked = posterior.mean.clone()
-        marked[:, [0, 1, 3]] = torch.nan
-        maps = sample_prior(model, Posterior(marked, posterior.log_variance), 6, seeded())
-        last.bias.copy_(before)
-    assert maps.isfinite().all()
-
-
-@pytest.mark.parametrize("alpha", [(0.01, 0.01, 0.01), (0.1, 1.0, 10.0), (50.0, 50.0, 1.0)], ids=str)
-def test_dirichlet_draws_lie_on_the_simplex_with_the_right_moments(alpha: tuple[float, ...]):
-    a = torch.tensor(alpha)
-    draws = draw_dirichlet(a.expand(50_000, -1), seeded())
-    torch.testing.assert_close(draws.sum(1), torch.ones(50_000))
-    assert draws.isfinite().all()
-    mean = a / a.sum()
-    variance = mean * (1 - mean) / (a.sum() + 1)
-    assert ((draws.mean(0) - mean).abs() < 5 * (variance / len(draws)).sqrt() + 1e-5).all()
-    torch.testing.assert_close(draws.var(0), variance, rtol=0.1, atol=1e-4)
+@pytest.mark.parametrize(("concentration", "size"), [(0.1, 4), (1.0, 8), (10.0, 3)])
+def test_the_network_is_given_tau_in_its_prior_s_units(concentration: float, size: int):
+    model = small(tau_size=size, concentration=concentration)
+    tau = draw_dirichlet(torch.full((20_000, size), concentration), seeded())
+    heard: list[torch.Tensor] = []
+    handle = model.classifier.register_forward_pre_hook(lambda _, given: heard.append(given[0]))
+    model.classify(tau)
+    handle.remove()
+    assert heard[0].mean().abs() < 0.01
+    assert abs(heard[0].std() - 1) < 0.02

@@ -1,11 +1,14 @@
-"""What is tried next: values within their ranges, the same for the same seed, and no trial left running."""
+"""What is tried next, and how it ended: values within their ranges, the same for the same seed; none left running."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from proseg.fit import Criterion
+from orchestrator.results import ranked, read_trials
+from orchestrator.study import Study
+from proseg.records import Criterion
 from search_spaces.space import SearchSpace
 from tests.studies import make_space
 
@@ -28,12 +31,13 @@ def searcher(space: SearchSpace, folder: Path, *, seed: int = 0, maximize: bool 
     from orchestrator.sampling import OptunaSearcher
 
     folder.mkdir(exist_ok=True)
-    return OptunaSearcher(space, Criterion("ged", maximize), EPOCHS, seed, folder / "optuna.db")
+    return OptunaSearcher(space, Criterion("ged", maximize), seed, folder / "optuna.db")
 
 
-def ended(best: float, epoch: int = EPOCHS) -> dict[str, Any]:
+def ended(best: float, epoch: int = EPOCHS, finished: bool | None = None) -> dict[str, Any]:
     """What Ray hands over of a trial's last report."""
-    return {"epoch": epoch, "best": best, "ged": best, "training_iteration": epoch}
+    finished = epoch == EPOCHS if finished is None else finished
+    return {"epoch": epoch, "best": best, "ged": best, "finished": finished, "training_iteration": epoch}
 
 
 def suggestions(space: SearchSpace, folder: Path, seed: int, count: int = 10) -> list[dict[str, Any]]:
@@ -90,6 +94,7 @@ def test_the_same_seed_suggests_the_same(found: list[dict[str, Any]], space: Sea
     [
         (ended(0.3), False, "COMPLETE", 0.3),
         (ended(0.4, epoch=1), False, "PRUNED", 0.4),
+        (ended(0.2, epoch=3, finished=True), False, "COMPLETE", 0.2),  # it converged
         (ended(0.4, epoch=1), True, "FAIL", None),
         (None, True, "FAIL", None),
         (None, False, "FAIL", None),
@@ -132,3 +137,55 @@ def test_nothing_stays_running(space: SearchSpace, tmp_path: Path):
     found.on_trial_complete("ray1", ended(0.1))  # Ray may say it twice
     found.on_trial_complete("unknown", ended(0.1))
     assert [trial.state.name for trial in kept(tmp_path)] == ["COMPLETE", "PRUNED", "FAIL"]
+
+
+# What the log says of it
+
+
+@dataclass
+class RayTrial:
+    """What our callback reads of Ray's."""
+
+    last_result: dict[str, Any]
+    config: dict[str, Any] = field(default_factory=lambda: {"number": 0, "values": {"optim.lr": 0.001}})
+
+
+class Deaf:
+    """A tracker and a watcher that take everything."""
+
+    def __getattr__(self, name: str):
+        return lambda *_: None
+
+
+@pytest.mark.parametrize(
+    ("result", "state", "reason"),
+    [
+        (ended(0.3), "complete", ""),
+        (ended(0.3, epoch=3, finished=True), "complete", "converged: not better for 2 epochs"),
+        (ended(0.4, epoch=1), "stopped early", "ASHA: epoch 1 of 4"),
+        ({}, "failed", "it was ended before its first epoch was over"),
+    ],
+)
+def test_the_log_says_how_a_trial_ended_and_why(study: Study, result: dict, state: str, reason: str):
+    from orchestrator.search import _Recorder
+
+    study = study.model_copy(update={"base": study.base.with_values({"epochs": EPOCHS, "patience": 2})})
+    recorder, trial = _Recorder(study, Deaf(), Deaf()), RayTrial(result)
+    recorder.on_trial_start(0, [trial], trial)
+    assert read_trials(study)[0].state == "running"
+    recorder.on_trial_complete(0, [trial], trial)
+    (found,) = read_trials(study)
+    assert (found.state, found.reason, found.epoch) == (state, reason, result.get("epoch", 0))
+    assert found.objective == result.get("best")
+
+
+def test_a_trial_that_converged_is_ranked_among_the_complete(study: Study):
+    from orchestrator.search import _Recorder
+
+    recorder = _Recorder(study, Deaf(), Deaf())
+    results = [ended(0.5), ended(0.3, epoch=1), ended(0.4, epoch=2, finished=True)]
+    trials = [RayTrial(result, {"number": number, "values": {}}) for number, result in enumerate(results)]
+    for trial in trials:
+        recorder.on_trial_start(0, trials, trial)
+        recorder.on_trial_complete(0, trials, trial)
+    assert [trial.number for trial in ranked(read_trials(study), Criterion("ged"))] == [2, 0, 1]

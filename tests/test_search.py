@@ -155,6 +155,7 @@ def test_a_trial_that_fails_is_recorded_with_its_reason(launched: Launched):
     broken = [trial for trial in trials if trial.values["optim.lr"] == 1e30]
     assert broken == [trial for trial in trials if trial.state == "failed"]
     assert all("loss is not finite in epoch 1" in trial.reason for trial in broken)
+    assert all(trial.reason.startswith("ASHA: epoch ") for trial in trials if trial.state == "stopped early")
     assert broken[0].number < 7, "the study went on after it"
 
 
@@ -231,6 +232,24 @@ def test_two_workers_and_a_store_that_the_user_names(place: Place):
     study = find_study(place.home, "ranks")
     assert study.resources.workers == 2
     assert all(trial.state in ("complete", "stopped early", "failed") for trial in read_trials(study))
+
+
+# Early stopping
+
+
+def test_a_trial_that_converges_is_complete_and_says_why(place: Place):
+    """A learning rate at which nothing moves: the first epoch remains the best."""
+    base = space_values("")["base"] | {"patience": 2}
+    search = SEARCH | {"optim.lr": {"kind": "fixed", "value": 1e-9}}
+    file = place.space(base=base, search=search, budget={"trials": 2, "epochs": 12}, scheduler={"kind": "none"})
+    result = place.run("launch", file, "--no-final", "--study", "patient", "--concurrent", "1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert place.left_behind() == []
+    trials = read_trials(find_study(place.home, "patient"))
+    assert [trial.state for trial in trials] == ["complete", "complete"]
+    for trial in trials:
+        assert trial.epoch < 12
+        assert trial.reason == "converged: not better for 2 epochs"
 
 
 # Searches that are ended

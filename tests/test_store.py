@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from pydantic import ValidationError
 
-from proseg.data import batches
 from proseg.data.case import Slice
 from proseg.data.folds import Fold, make_folds
 from proseg.data.store import ARROW, FORMAT, MANIFEST, ROWS_PER_BATCH, Description, Store, write
@@ -107,57 +106,67 @@ def test_cases_of_nobody(tiny_store: Store):
     assert tiny_store.rows(["nobody"]).tolist() == []
 
 
-# Batches
+# Labels
 
 
-def test_a_batch_is_the_rows_normalised(tiny_store: Store):
-    batch = batches.load(tiny_store, [7, 3])
-    assert len(batch) == 2
-    assert batch.image.shape == (2, 1, 32, 32)
-    assert batch.image.dtype == batch.annotations.dtype == torch.float32
-    hounsfield = tiny_store.image(7).astype(float)
-    expected = ((hounsfield + 1000) / 1400 * 2 - 1).clip(-1, 1)
-    np.testing.assert_allclose(batch.image[0], expected, atol=1e-6)
-    np.testing.assert_array_equal(batch.annotations[1], tiny_store.annotations(3))
-    assert batch.rater_mask.tolist() == [tiny_store.rater_mask(7).tolist(), tiny_store.rater_mask(3).tolist()]
+def labelled(slices: list[Slice], annotations: np.ndarray) -> list[Slice]:
+    """The slices with other masks in the sixth of them."""
+    return [*slices[:5], replace(slices[5], annotations=annotations), *slices[6:]]
 
 
-def test_without_a_window_the_image_is_left_alone(volume_store: Store):
-    np.testing.assert_array_equal(batches.load(volume_store, [4]).image[0], volume_store.image(4))
+def test_labels_of_several_classes_are_read_as_they_were_written(
+    tmp_path: Path, real_slices: list[Slice], description: Description
+):
+    rng = np.random.default_rng(0)
+    slices = [replace(one, annotations=rng.integers(0, 4, one.annotations.shape, np.uint8)) for one in real_slices]
+    store = write(tmp_path / "store", slices, description.model_copy(update={"classes": 3}))
+    assert store.manifest.classes == 3
+    for row in (0, 7, 39):
+        np.testing.assert_array_equal(store.annotations(row), slices[row].annotations)
+        assert store.annotations(row).dtype == np.uint8
+    store.verify()
+
+
+def test_a_binary_store_is_one_class_and_its_masks_are_labels(tiny_store: Store):
+    assert tiny_store.manifest.classes == 1
+    assert tiny_store.annotations(0).dtype == np.uint8
+    assert set(np.unique(tiny_store.annotations(0))) == {0, 1}
 
 
 @pytest.mark.parametrize(
-    ("crop", "kept"), [(8, slice(12, 20)), (7, slice(12, 19)), (32, slice(None)), (99, slice(None))]
+    ("annotations", "classes", "told"),
+    [
+        (np.full((4, 32, 32), 2, np.uint8), 1, "from 0 to 1, but are uint8 up to 2"),
+        (np.full((4, 32, 32), 255, np.uint8), 3, "from 0 to 3, but are uint8 up to 255"),
+        (np.zeros((4, 32, 32), np.float32), 1, "but are float32 up to 0"),
+        (np.full((4, 32, 32), 0.5), 3, "but are float64 up to 0.5"),
+        (np.zeros((4, 32, 32), np.int64), 1, "but are int64 up to 0"),
+    ],
 )
-def test_the_crop_is_central(tiny_store: Store, crop: int, kept: slice):
-    whole, cut = batches.load(tiny_store, [2]), batches.load(tiny_store, [2], crop)
-    assert torch.equal(cut.image, whole.image[..., kept, kept])
-    assert torch.equal(cut.annotations, whole.annotations[..., kept, kept])
+def test_masks_that_are_no_labels_are_refused_by_name(
+    tmp_path: Path, real_slices: list[Slice], description: Description, annotations: np.ndarray, classes: int, told: str
+):
+    slices = labelled(real_slices, annotations)
+    with pytest.raises(DataError, match=told) as caught:
+        write(tmp_path / "store", slices, description.model_copy(update={"classes": classes}))
+    assert f"the masks of {slices[5].volume} at z = {slices[5].z}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("global_rng")
-@pytest.mark.parametrize("size", [(6, 6), (4, 6)], ids=str)
-def test_augmentation_moves_image_and_masks_together(size: tuple[int, int]):
-    torch.manual_seed(0)
-    image = torch.arange(float(size[0] * size[1])).reshape(1, 1, *size)
-    batch = batches.Batch(image, image[:, [0, 0]] % 2, torch.ones(1, 2, dtype=torch.bool))
-    seen = set()
-    for _ in range(60):
-        moved = batches.augment(batch, flip=True, noise=0)
-        assert torch.equal(moved.image[:, [0, 0]] % 2, moved.annotations)
-        assert moved.image.shape == image.shape
-        seen.add(tuple(moved.image.flatten().tolist()))
-    assert len(seen) == (8 if size[0] == size[1] else 2)
+@pytest.mark.parametrize("classes", [0, -1, 256])
+def test_a_number_of_classes_that_labels_cannot_hold_is_refused(description: Description, classes: int):
+    with pytest.raises(ValidationError, match="classes"):
+        Description(**{**description.model_dump(), "classes": classes})
 
 
-@pytest.mark.usefixtures("global_rng")
-def test_noise_is_added_to_the_image_alone(tiny_store: Store):
-    torch.manual_seed(0)
-    batch = batches.load(tiny_store, [0, 1])
-    noisy = batches.augment(batch, flip=False, noise=0.2)
-    assert (noisy.image - batch.image).std().item() == pytest.approx(0.2, rel=0.1)
-    assert torch.equal(noisy.annotations, batch.annotations)
-    assert torch.equal(batches.augment(batch, flip=False, noise=0).image, batch.image)
+def test_a_store_that_was_written_before_there_were_classes_is_binary(tiny_store: Store, copy_of: CopyOf):
+    folder = copy_of(tiny_store)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["classes"]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    assert Store(folder).manifest.classes == 1
+    Store(folder).verify()
 
 
 # Damage

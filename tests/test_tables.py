@@ -36,7 +36,7 @@ def test_a_metric_that_one_fold_lacks_is_the_mean_of_the_others():
 def test_the_table_has_the_papers_columns(study: Study):
     personal, prior = table(final_markdown(study, FOLDS))
     assert list(personal) == [
-        "data", "S", "folds", "test cases", "GED", "D_soft", "D_max", "D_match", "D_A1", "D_A2", "D_mean",
+        "data", "S", "folds", "test cases", "GED", "GED_U", "D_soft", "D_max", "D_match", "D_A1", "D_A2", "D_mean",
     ]  # fmt: skip
     assert personal["D_mean"] == "85.00 ± 5.00"
     assert prior["D_mean"] == "", "personal scores have no meaning for samples from the prior"
@@ -47,6 +47,7 @@ def test_known_numbers_come_out_with_the_number_of_samples_and_of_cases(study: S
     for row in (personal, prior):
         assert (row["data"], row["folds"], row["test cases"]) == ("blobs", "2", "8")
         assert row["GED"] == "0.2000 ± 0.1000"
+        assert row["GED_U"] == "0.1000 ± 0.0500"
         assert row["D_max"] == "85.00 ± 5.00"
     assert personal["S"].split()[0] == "2"
     assert prior["S"] == "50 (prior)"
@@ -56,6 +57,15 @@ def test_a_single_fold_has_no_deviation(study: Study):
     markdown = final_markdown(study, FOLDS[:1])
     assert table(markdown)[0]["GED"] == "0.1000"
     assert "±" not in "".join("".join(row.values()) for row in table(markdown))
+
+
+@pytest.mark.parametrize("prefix", ["", "prior_"])
+def test_a_metric_that_is_defined_nowhere_is_an_empty_cell(study: Study, prefix: str):
+    """With a single rater nothing is the unbiased GED."""
+    result = fold_result(0)
+    del result.metrics[f"{prefix}ged_unbiased"]
+    rows = table(final_markdown(study, [result]))
+    assert [row["GED_U"] == "" for row in rows] == [prefix == "", prefix == "prior_"]
 
 
 def test_what_is_simulated_says_so(study: Study):

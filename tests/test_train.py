@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,10 +23,12 @@ from proseg.data.store import Description, Store, write
 from proseg.errors import CheckpointError, ConfigError, TrainingError
 from proseg.evaluate import Scores, evaluate, metric_names
 from proseg.fit import fit
-from proseg.generate import mean_maps
-from proseg.model import ProSeg
+from proseg.generate import binarise, mean_maps
+from proseg.method import Method
+from proseg.multihead import MultiHeadUNet
 from proseg.records import BEST, CONFIG, EPOCHS, LAST, Criterion, read_epochs
-from proseg.train import EpochReport, TrainState, model_of, set_learning_rate, train
+from proseg.train import EpochReport, TrainState, make_optimizer, model_of, set_learning_rate, train, train_step
+from tests.studies import make_store
 
 pytestmark = pytest.mark.usefixtures("global_rng")
 
@@ -46,7 +50,11 @@ def run(config: TrainConfig, store: Store, fold: Fold, resume: Checkpoint | None
 
 
 def assert_same_bits(one: TrainState, other: TrainState) -> None:
-    for mine, theirs in ((one.model.state_dict(), other.model.state_dict()), (momenta(one), momenta(other))):
+    pairs = [(one.model.state_dict(), other.model.state_dict()), (momenta(one), momenta(other))]
+    assert (one.average is None) == (other.average is None)
+    if one.average is not None and other.average is not None:
+        pairs.append((one.average.state_dict(), other.average.state_dict()))
+    for mine, theirs in pairs:
         assert mine.keys() == theirs.keys()
         assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
 
@@ -70,7 +78,7 @@ def test_reports_come_once_an_epoch_with_every_metric(reports: list[EpochReport]
 
 @pytest.mark.parametrize("segmentation", ["ce", "dice", "ce_dice"])
 def test_the_loss_falls(tiny_config: TrainConfig, tiny_store: Store, fold: Fold, segmentation: str):
-    config = tiny_config.with_values({"loss.segmentation": segmentation, "epochs": 5})
+    config = tiny_config.with_values({"loss.segmentation": segmentation, "epochs": 10})
     losses = [report.metrics["train/seg"] for report in run(config, tiny_store, fold)]
     assert losses[-1] < 0.9 * losses[0]
 
@@ -100,11 +108,17 @@ def test_the_callers_random_numbers_do_not_matter(
     assert last.metrics == reports[-1].metrics
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"optim.name": "adam"}, {"optim.name": "adamw", "optim.ema": 0.9}, {"optim.schedule": "cosine", "optim.ema": 0.5},
+     {"loss.w_es": 1.0, "data.rotate": 10.0}, {"model.encoder": "separate", "model.patch": 2, "optim.ema": 0.99},
+     {"model.use_z": False}, {"model.use_tau": False}, {"method": "multihead_unet", "optim.ema": 0.9}],
+    ids=str,
+)  # fmt: skip
 def test_a_resumed_training_equals_one_that_never_stopped(
-    tmp_path: Path, tiny_config: TrainConfig, tiny_store: Store, fold: Fold, name: str
+    tmp_path: Path, tiny_config: TrainConfig, tiny_store: Store, fold: Fold, changes: dict
 ):
-    config = tiny_config.with_values({"optim.name": name, "optim.weight_decay": 0.01})
+    config = tiny_config.with_values({"optim.weight_decay": 0.01} | changes)
     whole = run(config, tiny_store, fold)
     first = next(train(config, tiny_store, fold))
     save_checkpoint(tmp_path / "c", first.state.checkpoint(config, first.metrics))
@@ -136,6 +150,34 @@ def test_one_training_slice_is_enough(
     assert len(run(tiny_config, store, fold)) == 3
 
 
+def test_the_baseline_is_trained_like_any_other(tiny_config: TrainConfig, tiny_store: Store, fold: Fold):
+    reports = run(tiny_config.with_values({"method": "multihead_unet", "epochs": 4}), tiny_store, fold)
+    assert isinstance(reports[-1].state.model, MultiHeadUNet)
+    assert {name for name in reports[0].metrics if name.startswith("train/")} == {"train/loss", "train/seg"}
+    assert {f"val/{name}" for name in metric_names(4)} <= set(reports[0].metrics)
+    assert reports[-1].metrics["train/seg"] < 0.9 * reports[0].metrics["train/seg"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"loss.segmentation": "ce_dice", "loss.w_es": 1.0},
+                                     {"method": "multihead_unet", "loss.segmentation": "dice"}], ids=str)  # fmt: skip
+def test_three_classes_are_trained_and_validated(
+    tiny_config: TrainConfig, labels: Store, changes: dict, tmp_path: Path
+):
+    config = tiny_config.with_values({"data.rotate": 15.0, "epochs": 15} | changes)
+    reports = run(config, labels, labels.manifest.folds[0])
+    assert reports[-1].state.model.classes == 3
+    assert reports[-1].metrics["train/seg"] < 0.9 * reports[0].metrics["train/seg"]
+    assert {f"val/{name}" for name in metric_names(2)} <= set(reports[-1].metrics)
+    save_checkpoint(tmp_path / "c", reports[-1].state.checkpoint(config, {}, resumable=False))
+    assert model_of(load_checkpoint(tmp_path / "c")).classes == 3
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Random blobs whose two raters mark three classes: rings about a centre."""
+    return make_store(tmp_path_factory.mktemp("labels") / "store", classes=3)
+
+
 def test_volumes_are_trained_by_slice_and_validated_by_volume(tiny_config: TrainConfig, volume_store: Store):
     config = tiny_config.with_values({"epochs": 1, "data.crop": 24})
     (report,) = run(config, volume_store, volume_store.manifest.folds[0])
@@ -145,7 +187,7 @@ def test_volumes_are_trained_by_slice_and_validated_by_volume(tiny_config: Train
 
 def test_the_one_cycle_schedule_rises_and_falls():
     config = OptimConfig(lr=2.0, schedule="onecycle")
-    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+    optimizer = make_optimizer(torch.nn.Linear(1, 1), config)
     rates = []
     for progress in np.linspace(0, 1, 101):
         set_learning_rate(optimizer, config, float(progress))
@@ -155,6 +197,113 @@ def test_the_one_cycle_schedule_rises_and_falls():
     assert max(rates) == pytest.approx(2)
     assert (np.diff(rates[15:]) < 0).all()
     assert rates[-1] == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"), [("constant", [2, 2, 2, 2, 2]), ("cosine", [2, 1.70711, 1, 0.29289, 0])]
+)
+def test_the_other_schedules(schedule: str, expected: list[float]):
+    config = OptimConfig(lr=2.0, schedule=schedule)
+    optimizer = make_optimizer(torch.nn.Linear(1, 1), config)
+    rates = []
+    for progress in (0, 0.25, 0.5, 0.75, 1):
+        set_learning_rate(optimizer, config, progress)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"method": "multihead_unet"}, {"model.use_tau": False}], ids=str)
+def test_taus_embedding_has_a_rate_of_its_own_and_everything_is_optimised_once(
+    tiny_config: TrainConfig, tiny_store: Store, changes: dict
+):
+    config = tiny_config.with_values({"optim.tau_lr_factor": 40.0, "optim.weight_decay": 0.1} | changes)
+    state = TrainState.fresh(config, tiny_store, torch.device("cpu"))
+    set_learning_rate(state.optimizer, config.optim, 0.15)
+    held = [weight for group in state.optimizer.param_groups for weight in group["params"]]
+    assert sorted(map(id, held)) == sorted(map(id, state.model.parameters()))
+    rates = {id(weight): (group["lr"], group["weight_decay"])
+             for group in state.optimizer.param_groups for weight in group["params"]}  # fmt: skip
+    for name, weight in state.model.named_parameters():
+        expected = (0.4, 0.0) if name == "embedding" else (0.01, 0.1)
+        assert rates[id(weight)] == pytest.approx(expected), name
+
+
+# The moving average
+
+
+def test_the_average_follows_the_weights(tiny_config: TrainConfig, tiny_store: Store, fold: Fold):
+    """Against the recurrence itself: the first step copies, then the decay rises to its value."""
+    config = tiny_config.with_values({"optim.ema": 0.3, "epochs": 1})
+    state, expected = TrainState.fresh(config, tiny_store, torch.device("cpu")), {}
+    rows = tiny_store.rows(fold.train)[:6]
+    for step in range(6):
+        train_step(state.model, state.optimizer, batches.load(tiny_store, rows), config.optim)
+        state.average.update_parameters(state.model)
+        decay = 0 if step == 0 else min(0.3, (1 + step) / (10 + step))
+        now = {name: weight.detach().double() for name, weight in state.model.named_parameters()}
+        expected = now if step == 0 else {
+            name: decay * expected[name] + (1 - decay) * weight for name, weight in now.items()
+        }  # fmt: skip
+    for name, weight in state.best_guess.named_parameters():
+        torch.testing.assert_close(weight.detach().double(), expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_average_is_what_is_validated_and_kept_and_it_does_not_touch_the_training(
+    tmp_path: Path, tiny_config: TrainConfig, tiny_store: Store, fold: Fold, reports: list[EpochReport]
+):
+    config = tiny_config.with_values({"optim.ema": 0.9})
+    records = list(fit(config, tiny_store.folder, fold, tmp_path, Criterion("ged")))
+    last, best = load_checkpoint(tmp_path / LAST), load_checkpoint(tmp_path / BEST)
+    torch.testing.assert_close(last.model, reports[-1].state.model.state_dict(), rtol=0, atol=0)
+    for record, report in zip(records, reports, strict=True):
+        assert record["metrics"]["train/loss"] == report.metrics["train/loss"]
+        assert record["metrics"]["val/dice_soft"] != report.metrics["val/dice_soft"]
+    assert last.average.keys() == {"n_averaged", *(f"module.{name}" for name in last.model)}
+    assert best.average == {}
+    scores = evaluate(model_of(best), tiny_store, tiny_store.cases(fold.val), crop=None, seed=config.seed).means()
+    assert {f"val/{name}": value for name, value in scores.items()} == pytest.approx(
+        {name: value for name, value in best.metrics.items() if name.startswith("val/")}, abs=1e-6
+    )
+
+
+# The same bits
+
+
+@pytest.fixture
+def determinism() -> Iterator[None]:
+    """Puts torch's settings back as they were."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    name = "CUBLAS_WORKSPACE_CONFIG"
+    workspace = os.environ.get(name)
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.backends.cudnn.benchmark = before[1]
+    os.environ.pop(name, None)
+    if workspace is not None:
+        os.environ[name] = workspace
+
+
+@pytest.mark.usefixtures("determinism")
+@pytest.mark.parametrize("changes", [{}, {"method": "multihead_unet"}, {"model.patch": 2, "loss.w_es": 1.0}], ids=str)
+def test_deterministic_algorithms_are_asked_for_and_suffice(
+    tiny_config: TrainConfig, tiny_store: Store, fold: Fold, changes: dict
+):
+    config = tiny_config.with_values({"epochs": 1, "data.rotate": 10.0} | changes)
+    (free,) = run(config, tiny_store, fold)
+    assert not torch.are_deterministic_algorithms_enabled()
+    (strict,) = run(config.with_values({"deterministic": True}), tiny_store, fold)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"]
+    assert_same_bits(free.state, strict.state)  # a CPU gives the same bits anyway
+
+
+def test_mixed_precision_is_for_gpus_that_have_it(tiny_config: TrainConfig, tiny_store: Store, fold: Fold):
+    config = tiny_config.with_values({"epochs": 1})
+    (plain,) = run(config, tiny_store, fold)
+    assert not training.mixed_precision(torch.device("cpu"), wanted=True)._enabled
+    (mixed,) = run(config.with_values({"optim.bf16": True}), tiny_store, fold)
+    assert_same_bits(plain.state, mixed.state)
 
 
 # What goes wrong
@@ -291,6 +440,64 @@ def test_a_diverging_fit_keeps_the_checkpoints_of_the_epochs_before(
     assert [record["epoch"] for record in read_epochs(tmp_path)] == [1, 2]
 
 
+# Patience
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
+    """The validation says these values of GED, epoch by epoch."""
+    real = fitting.train
+
+    def told(*args: object, **more: object) -> Iterator[EpochReport]:
+        for report in real(*args, **more):
+            yield replace(report, metrics=report.metrics | {"val/ged": values[report.epoch - 1]})
+
+    monkeypatch.setattr(fitting, "train", told)
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "ends"),
+    [
+        ([5, 4, 3, 2, 1, 0], 1, 6), ([5, 5, 5, 5, 5, 5], 1, 2), ([5, 5, 5, 5, 5, 5], 3, 4),
+        ([5, 6, 4, 6, 5, 9], 2, 5), ([5, 6, 7, 8, 9, 1], None, 6), ([5, 4, 4.5, 3.9, 4, 4], 2, 6),
+    ],
+)  # fmt: skip
+def test_training_stops_when_nothing_has_improved_for_long_enough(
+    tmp_path: Path, tiny_config: TrainConfig, tiny_store: Store, fold: Fold, monkeypatch: pytest.MonkeyPatch,
+    values: list[float], patience: int | None, ends: int,
+):  # fmt: skip
+    scripted(monkeypatch, values)
+    config = tiny_config.with_values({"epochs": 6, "patience": patience})
+    records = list(fit(config, tiny_store.folder, fold, tmp_path, GED))
+    assert [record["finished"] for record in records] == [False] * (ends - 1) + [True]
+    assert read_epochs(tmp_path) == records
+    assert load_checkpoint(tmp_path / BEST).epoch == 1 + min(range(ends), key=lambda i: (values[i], i))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert list(fit(config, tiny_store.folder, fold, tmp_path, GED)) == []
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_patience_counts_on_over_an_interruption(
+    tmp_path: Path, tiny_config: TrainConfig, tiny_store: Store, fold: Fold, monkeypatch: pytest.MonkeyPatch
+):
+    scripted(monkeypatch, [3, 5, 5, 1, 1, 1])
+    config = tiny_config.with_values({"epochs": 6, "patience": 2})
+    first = fit(config, tiny_store.folder, fold, tmp_path, GED)
+    assert [next(first)["finished"] for _ in range(2)] == [False, False]
+    first.close()
+    assert [(r["epoch"], r["finished"]) for r in fit(config, tiny_store.folder, fold, tmp_path, GED)] == [(3, True)]
+
+
+def test_without_patience_only_the_last_epoch_is_finished(
+    tmp_path: Path, tiny_config: TrainConfig, tiny_store: Store, fold: Fold
+):
+    config = tiny_config.with_values({"patience": None})
+    records = list(fit(config, tiny_store.folder, fold, tmp_path, GED))
+    assert [record["finished"] for record in records] == [False, False, True]
+
+
+# Crashes
+
+
 def test_a_line_that_was_not_finished_is_ignored(interrupted: Path):
     before = read_epochs(interrupted)
     with open(interrupted / EPOCHS, "a") as file:
@@ -346,7 +553,7 @@ def test_a_folder_without_records_has_none(tmp_path: Path):
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_config: TrainConfig, tiny_store: Store, fold: Fold) -> ProSeg:
+def trained(tiny_config: TrainConfig, tiny_store: Store, fold: Fold) -> Method:
     with torch.random.fork_rng():
         (report,) = run(tiny_config.with_values({"epochs": 1}), tiny_store, fold)
     return report.state.model
@@ -365,7 +572,7 @@ def assert_same_scores(one: Scores, other: Scores) -> None:
 
 
 def test_evaluation_follows_its_seed_and_not_the_global_generator(
-    trained: ProSeg, tiny_store: Store, cases: list[np.ndarray]
+    trained: Method, tiny_store: Store, cases: list[np.ndarray]
 ):
     def scored(global_seed: int, seed: int) -> Scores:
         torch.manual_seed(global_seed)
@@ -373,10 +580,11 @@ def test_evaluation_follows_its_seed_and_not_the_global_generator(
         return evaluate(trained, tiny_store, cases, crop=None, seed=seed, prior_samples=3)
 
     assert_same_scores(scored(1, 7), scored(2, 7))
-    assert not np.array_equal(scored(1, 7).values["ged"], scored(1, 8).values["ged"])
+    one, other = scored(1, 7).values, scored(1, 8).values
+    assert any(not np.array_equal(one[name], other[name], equal_nan=True) for name in one)
 
 
-def test_evaluation_does_not_move_the_global_generator(trained: ProSeg, tiny_store: Store, cases: list[np.ndarray]):
+def test_evaluation_does_not_move_the_global_generator(trained: Method, tiny_store: Store, cases: list[np.ndarray]):
     before = torch.get_rng_state()
     evaluate(trained, tiny_store, cases[:4], crop=None, seed=0, prior_samples=2)
     assert torch.equal(torch.get_rng_state(), before)
@@ -384,7 +592,7 @@ def test_evaluation_does_not_move_the_global_generator(trained: ProSeg, tiny_sto
 
 @pytest.mark.parametrize("at_once", [1, 7, 40, 1000])
 def test_every_case_is_scored_once(
-    trained: ProSeg, tiny_store: Store, cases: list[np.ndarray], at_once: int, monkeypatch: pytest.MonkeyPatch
+    trained: Method, tiny_store: Store, cases: list[np.ndarray], at_once: int, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(evaluation, "SLICES_AT_ONCE", at_once)
     scores = evaluate(trained, tiny_store, cases, crop=None, seed=0, prior_samples=2)
@@ -395,8 +603,7 @@ def test_every_case_is_scored_once(
     assert {len(values) for values in scores.values.values()} == {40}
     for row in (0, 17, 39):
         alone = batches.load(tiny_store, [row])
-        with torch.no_grad():
-            maps = mean_maps(trained, trained.posterior(alone.image))[0] > 0.5
+        maps = binarise(mean_maps(trained, alone.image))[0, :, 0]
         for r in range(4):
             value = scores.values[f"dice_a{r + 1}"][row]
             if alone.rater_mask[0, r]:
@@ -410,7 +617,7 @@ def dice(a: torch.Tensor, b: torch.Tensor) -> float:
     return 2 * (a & b).sum().item() / areas if areas else 1.0
 
 
-def test_means_leave_missing_raters_out(trained: ProSeg, tiny_store: Store, cases: list[np.ndarray]):
+def test_means_leave_missing_raters_out(trained: Method, tiny_store: Store, cases: list[np.ndarray]):
     scores = evaluate(trained, tiny_store, cases, crop=None, seed=0)
     assert np.isnan(scores.values["dice_a4"]).any()
     defined = scores.values["dice_a4"][~np.isnan(scores.values["dice_a4"])]
@@ -428,8 +635,7 @@ def test_a_volume_is_one_case(tiny_config: TrainConfig, volume_store: Store):
     assert {len(values) for values in scores.values.values()} == {len(volumes)}
     for number, case in enumerate(volumes):
         batch = batches.load(volume_store, case, 24)
-        with torch.no_grad():
-            maps = mean_maps(model, model.posterior(batch.image)) > 0.5
+        maps = binarise(mean_maps(model, batch.image))[:, :, 0]
         for r in range(4):
             value = scores.values[f"dice_a{r + 1}"][number]
             if batch.rater_mask[:, r].any():
@@ -438,7 +644,7 @@ def test_a_volume_is_one_case(tiny_config: TrainConfig, volume_store: Store):
                 assert np.isnan(value)
 
 
-def test_no_case_no_score(trained: ProSeg, tiny_store: Store):
+def test_no_case_no_score(trained: Method, tiny_store: Store):
     scores = evaluate(trained, tiny_store, [], crop=None, seed=0)
     assert scores.cases == []
     assert scores.means() == {}
@@ -446,7 +652,7 @@ def test_no_case_no_score(trained: ProSeg, tiny_store: Store):
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_the_number_of_ranks_does_not_matter(
-    trained: ProSeg, tiny_store: Store, cases: list[np.ndarray], ranks: int, monkeypatch: pytest.MonkeyPatch
+    trained: Method, tiny_store: Store, cases: list[np.ndarray], ranks: int, monkeypatch: pytest.MonkeyPatch
 ):
     """Ranks one after another in this process: what each found is kept, and the last one gathers it."""
     monkeypatch.setattr(evaluation, "SLICES_AT_ONCE", 7)
@@ -464,9 +670,39 @@ def test_the_number_of_ranks_does_not_matter(
     assert_same_scores(alone, together)
 
 
-def test_the_model_of_a_checkpoint_predicts_the_same(trained: ProSeg, tiny_config: TrainConfig, tiny_store: Store):
-    state = TrainState(copy.deepcopy(trained), torch.optim.Adam(trained.parameters()))
+def test_the_model_of_a_checkpoint_predicts_the_same(trained: Method, tiny_config: TrainConfig, tiny_store: Store):
+    state = TrainState(copy.deepcopy(trained), torch.optim.Adam(trained.parameters()), None)
     again = model_of(state.checkpoint(tiny_config, {}, resumable=False))
     image = batches.load(tiny_store, [0]).image
-    with torch.no_grad():
-        torch.testing.assert_close(again.posterior(image).mean, trained.posterior(image).mean)
+    torch.testing.assert_close(mean_maps(again, image), mean_maps(trained, image))
+
+
+def test_weights_of_another_model_are_refused_in_one_sentence(
+    trained: Method, tiny_config: TrainConfig, tiny_store: Store
+):
+    state = TrainState(trained, torch.optim.Adam(trained.parameters()), None)
+    for changes in ({"method": "multihead_unet"}, {"model.patch": 2}, {"model.encoder": "separate"}):
+        with pytest.raises(CheckpointError, match="do not fit its configuration"):
+            model_of(state.checkpoint(tiny_config.with_values(changes), {}, resumable=False))
+
+
+def test_the_baseline_is_scored_by_the_same_metrics(tiny_config: TrainConfig, tiny_store: Store, cases: list):
+    config = tiny_config.with_values({"method": "multihead_unet"})
+    model = TrainState.fresh(config, tiny_store, torch.device("cpu")).model
+    scores = evaluate(model, tiny_store, cases, crop=None, seed=0, prior_samples=2)
+    assert set(scores.values) == {*metric_names(4), "d_aa", *(f"prior_{name}" for name in evaluation.DIVERSITY)}
+
+
+@pytest.mark.parametrize("unit", ["slice", "volume"])
+def test_scores_of_several_classes_are_their_means(tmp_path: Path, tiny_config: TrainConfig, unit: str):
+    store = make_store(tmp_path / "labels", classes=3, unit=unit)
+    model = TrainState.fresh(tiny_config, store, torch.device("cpu")).model
+    cases = store.cases(sorted(set(store.patients)))
+    scores = evaluate(model, store, cases, crop=None, seed=0, prior_samples=2)
+    assert {len(values) for values in scores.values.values()} == {len(cases)} == {16 if unit == "slice" else 8}
+    for number in (0, 5):
+        batch = batches.load(store, cases[number])
+        found = binarise(mean_maps(model, batch.image))  # [slices, R, K, H, W]
+        for r in range(2):
+            each = [dice(found[:, r, k], batch.annotations[:, r] == k + 1) for k in range(3)]
+            assert scores.values[f"dice_a{r + 1}"][number] == pytest.approx(np.mean(each))

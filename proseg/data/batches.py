@@ -3,11 +3,13 @@
 No worker processes: at these sizes a batch is one copy out of the page cache.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from proseg.data.store import Store
 
@@ -17,7 +19,7 @@ class Batch:
     image: torch.Tensor
     """[B, C, H, W] float32, normalised."""
     annotations: torch.Tensor
-    """[B, R, H, W] float32, 0 or 1."""
+    """[B, R, H, W] uint8: 0 is background, then the classes; binary: 0 or 1."""
     rater_mask: torch.Tensor
     """[B, R] bool."""
 
@@ -32,7 +34,7 @@ def load(store: Store, rows: Sequence[int] | np.ndarray, crop: int | None = None
     """These slices as one batch, the central `crop` x `crop` pixels of each (None: all)."""
     window = _centre(store.manifest.height, crop), _centre(store.manifest.width, crop)
     image = torch.from_numpy(np.stack([store.image(row)[:, *window] for row in rows]).astype(np.float32))
-    masks = torch.from_numpy(np.stack([store.annotations(row)[:, *window] for row in rows]).astype(np.float32))
+    masks = torch.from_numpy(np.stack([store.annotations(row)[:, *window] for row in rows]))
     present = torch.from_numpy(np.stack([store.rater_mask(row) for row in rows]))
     return Batch(normalise(image, store.manifest.window), masks, present)
 
@@ -52,18 +54,53 @@ def _centre(size: int, crop: int | None) -> slice:
     return slice(start, start + crop)
 
 
-def augment(batch: Batch, *, flip: bool, noise: float) -> Batch:
-    """Mirror and turn the whole batch by one random symmetry of the square, image and masks together; add noise.
+def augment(batch: Batch, *, flip: bool, rotate: float = 0.0, noise: float = 0.0) -> Batch:
+    """Random flips, quarter turns, rotations and noise (App. C.1.1), each image its own, the whole batch at once.
 
-    One symmetry a batch, not one an image: over an epoch every symmetry is seen as often, and nothing is gathered.
+    Image and masks move together; masks are read at the nearest pixel and so stay labels. What a rotation brings into
+    view is the border's intensity, and background in the masks. The random numbers come from torch's global generator.
+
+    Args:
+        flip: mirror images, and quarter turns where the image is square.
+        rotate: largest angle, degrees.
+        noise: standard deviation, in normalised intensities.
     """
     image, masks = batch.image, batch.annotations
     if flip:
-        turns, mirror = (int(v) for v in torch.randint(0, 4, (2,)))
-        if image.shape[-1] == image.shape[-2]:
-            image, masks = image.rot90(turns, (-2, -1)), masks.rot90(turns, (-2, -1))
-        if mirror % 2:
-            image, masks = image.flip(-1), masks.flip(-1)
+        mirrored, flipped, turned = torch.randint(0, 2, (3, len(batch), 1, 1, 1), device=image.device).bool()
+        if image.shape[-1] != image.shape[-2]:
+            turned = torch.zeros_like(turned)
+        image, masks = (
+            _where(turned, lambda x: x.mT, _where(flipped, _upside_down, _where(mirrored, _mirror, moved)))
+            for moved in (image, masks)
+        )
+    if rotate:
+        image, masks = _rotated(image, masks, rotate)
     if noise:
         image = image + noise * torch.randn_like(image)
-    return Batch(image.contiguous(), masks.contiguous(), batch.rater_mask)
+    return Batch(image, masks, batch.rater_mask)
+
+
+def _where(which: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    return torch.where(which, change(images), images) if which.any() else images
+
+
+def _mirror(images: torch.Tensor) -> torch.Tensor:
+    return images.flip(-1)
+
+
+def _upside_down(images: torch.Tensor) -> torch.Tensor:
+    return images.flip(-2)
+
+
+def _rotated(image: torch.Tensor, masks: torch.Tensor, largest: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each image turned by an angle of its own, uniform in -largest..largest degrees."""
+    batch, (height, width) = len(image), image.shape[-2:]
+    angle = math.radians(largest) * (2 * torch.rand(batch, device=image.device) - 1)
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    # grid_sample's axes run from -1 to 1 on both sides: on an oblong image a turn must know their true lengths.
+    rows = (cos, -sin * height / width, zero, sin * width / height, cos, zero)
+    grid = F.affine_grid(torch.stack(rows, 1).view(batch, 2, 3), [batch, 1, height, width], align_corners=False)
+    moved = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    labels = F.grid_sample(masks.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    return moved, labels.to(masks.dtype)

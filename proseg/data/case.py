@@ -12,7 +12,7 @@ class Slice:
     image: np.ndarray
     """[C, H, W], int16 (Hounsfield units) or float32 (already normalised)."""
     annotations: np.ndarray
-    """[R, H, W] bool, one mask per rater; all zero where the rater is missing."""
+    """[R, H, W] bool, or uint8 labels where there are several classes; all zero where the rater is missing."""
     rater_mask: np.ndarray
     """[R] bool: which raters annotated this image."""
     patient: str

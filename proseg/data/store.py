@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from proseg.data.case import Slice
 from proseg.data.folds import Fold, make_folds
@@ -41,6 +41,8 @@ class Description(BaseModel):
     """Raters are virtual: sorted by area in every image, A1 the smallest."""
     window: tuple[float, float] | None
     """Intensities mapped to -1..1 (and clipped) when a batch is made; None: already normalised."""
+    classes: int = Field(default=1, ge=1, le=255)
+    """Of foreground: annotations hold the labels 0 (background) to this."""
 
 
 class Manifest(Description):
@@ -96,7 +98,7 @@ class Store:
         return self._view("image", row).reshape(m.channels, m.height, m.width)
 
     def annotations(self, row: int) -> np.ndarray:
-        """[R, H, W] uint8 (0 or 1), a view of the mapped file."""
+        """[R, H, W] uint8 labels, 0 the background, a view of the mapped file."""
         m = self.manifest
         return self._view("annotations", row).reshape(m.raters, m.height, m.width)
 
@@ -181,7 +183,7 @@ def _write_files(folder: Path, slices: Iterator[Slice], description: Description
         writer = None
         while chunk := list(islice(slices, ROWS_PER_BATCH)):
             first = first or chunk[0]
-            _check_alike(first, chunk, description.name)
+            _check_alike(first, chunk, description)
             batch = _record_batch(chunk)
             writer = writer or pa.ipc.new_file(sink, batch.schema)
             writer.write_batch(batch)
@@ -190,7 +192,7 @@ def _write_files(folder: Path, slices: Iterator[Slice], description: Description
                 ids = (one.patient, one.volume, float(one.z), tuple(map(float, one.spacing)))
                 _add_to_digest(digest, ids, one.image, one.annotations, one.rater_mask)
                 volumes.add(one.volume)
-                areas.setdefault(one.patient, []).append(float(one.annotations.sum()))
+                areas.setdefault(one.patient, []).append(float((one.annotations > 0).sum()))
         if writer is None or first is None:
             raise DataError(f"data set {description.name!r} is empty: no slice was found in its source")
         writer.close()
@@ -244,8 +246,14 @@ def _record_batch(slices: Sequence[Slice]) -> pa.RecordBatch:
     })  # fmt: skip
 
 
-def _check_alike(first: Slice, slices: Sequence[Slice], name: str) -> None:
+def _check_alike(first: Slice, slices: Sequence[Slice], description: Description) -> None:
+    name = description.name
     for one in slices:
+        if one.annotations.dtype not in (np.bool_, np.uint8) or one.annotations.max(initial=0) > description.classes:
+            raise DataError(
+                f"data set {name!r}: the masks of {one.volume} at z = {one.z} must be bool, or uint8 labels from 0 to "
+                f"{description.classes}, but are {one.annotations.dtype} up to {one.annotations.max(initial=0)}"
+            )
         same = one.image.shape == first.image.shape and one.image.dtype == first.image.dtype
         if not same or one.annotations.shape != first.annotations.shape:
             raise DataError(

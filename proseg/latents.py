@@ -1,0 +1,83 @@
+"""The two latents: their distributions, how they are drawn, and how far they lie from their priors.
+
+Letters: B images, R raters, S samples, Cz channels of z, K size of tau, h x w cells of z.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.distributions import Dirichlet, kl_divergence
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """q(z | x): Gaussians, with any leading axes."""
+
+    mean: torch.Tensor
+    """[..., Cz, h, w]"""
+    log_variance: torch.Tensor
+    """[..., Cz, h, w]"""
+
+    def __getitem__(self, index) -> "Posterior":
+        return Posterior(self.mean[index], self.log_variance[index])
+
+    def draw(self, grid: int | None, generator: torch.Generator | None = None) -> torch.Tensor:
+        """A sample of z for every mean. With a generator the noise is drawn on the generator's device, so that a seed
+        of a CPU generator means the same samples on every device."""
+        device = self.mean.device if generator is None else generator.device
+        noise = grid_noise(self.mean.shape, grid, device, generator).to(self.mean)
+        return torch.addcmul(self.mean, torch.exp(0.5 * self.log_variance), noise)
+
+
+def kl_z(posterior: Posterior) -> torch.Tensor:
+    """KL(q(z | x) || N(0, I)), a MEAN over the elements of z (marginal variances). [B, R, Cz, h, w] -> [B, R]"""
+    mean, log_variance = posterior.mean, posterior.log_variance
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean((-3, -2, -1))
+
+
+def kl_tau(alpha: torch.Tensor, concentration: float) -> torch.Tensor:
+    """KL(q(tau_r | r) || Dir(alpha_0 * 1)) in closed form. [R, K] -> [R]"""
+    # Unchecked: a NaN must come out as one, so that training can say in which step it arose.
+    prior = Dirichlet(torch.full_like(alpha, concentration), validate_args=False)
+    return kl_divergence(Dirichlet(alpha, validate_args=False), prior)
+
+
+def draw_dirichlet(alpha: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Samples of Dir(alpha) over the last axis, without a gradient.
+
+    torch.distributions takes no generator; with one, the numbers come from the CPU and are the same on every device.
+    """
+    if generator is None:
+        return Dirichlet(alpha.detach(), validate_args=False).sample()
+    gammas = torch._standard_gamma(alpha.detach().double().cpu(), generator=generator)  # pyright: ignore[reportPrivateImportUsage]
+    gammas = gammas.clamp(min=torch.finfo(torch.float64).tiny)
+    return (gammas / gammas.sum(-1, keepdim=True)).to(alpha)
+
+
+def grid_noise(
+    shape: torch.Size, grid: int | None, device: torch.device, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Gaussian noise of unit variance whose correlation length is the cell of a `grid` along the longer side.
+
+    Noise that is independent in every pixel makes samples differ by salt and pepper. Drawn on a coarser grid and
+    upsampled they differ by regions. None, or a grid not smaller than z: independent cells, as in the paper.
+    """
+    height, width = shape[-2:]
+    longer = max(height, width)
+    if grid is None or grid >= longer:
+        return torch.randn(shape, device=device, generator=generator)
+    cells = (max(1, round(grid * height / longer)), max(1, round(grid * width / longer)))
+    coarse = torch.randn((*shape[:-2], *cells), device=device, generator=generator)
+    smooth = F.interpolate(coarse.flatten(0, -4), (height, width), mode="bilinear", align_corners=False)
+    return (smooth / _spread((height, width), cells, device)).reshape(shape)
+
+
+def _spread(size: tuple[int, int], cells: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """[h, w], standard deviation of upsampled unit noise: bilinear weights are separable, so one axis at a time."""
+    axes = []
+    for pixels, count in zip(size, cells, strict=True):
+        basis = torch.eye(count, device=device)[None]  # [1, count, count]
+        weights = F.interpolate(basis, pixels, mode="linear", align_corners=False)[0]  # [count, pixels]
+        axes.append(weights.square().sum(0).sqrt())
+    return axes[0][:, None] * axes[1][None, :]
