@@ -69,15 +69,10 @@ def grid_noise(
         return torch.randn(shape, device=device, generator=generator)
     cells = (max(1, round(grid * height / longer)), max(1, round(grid * width / longer)))
     coarse = torch.randn((*shape[:-2], *cells), device=device, generator=generator)
-    smooth = F.interpolate(coarse.flatten(0, -4), (height, width), mode="bilinear", align_corners=False)
-    return (smooth / _spread((height, width), cells, device)).reshape(shape)
+    return _upsampling(height, cells[0], device) @ coarse @ _upsampling(width, cells[1], device).mT
 
 
-def _spread(size: tuple[int, int], cells: tuple[int, int], device: torch.device) -> torch.Tensor:
-    """[h, w], standard deviation of upsampled unit noise: bilinear weights are separable, so one axis at a time."""
-    axes = []
-    for pixels, count in zip(size, cells, strict=True):
-        basis = torch.eye(count, device=device)[None]  # [1, count, count]
-        weights = F.interpolate(basis, pixels, mode="linear", align_corners=False)[0]  # [count, pixels]
-        axes.append(weights.square().sum(0).sqrt())
-    return axes[0][:, None] * axes[1][None, :]
+def _upsampling(pixels: int, cells: int, device: torch.device) -> torch.Tensor:
+    """[pixels, cells], linear interpolation along one axis, in rows of length one: unit variance stays unit variance."""
+    basis = torch.eye(cells, device=device)[None]  # [1, cells, cells]
+    return F.normalize(F.interpolate(basis, pixels, mode="linear", align_corners=False)[0].mT, dim=1)

@@ -115,7 +115,7 @@ class ProSeg(Method):
         return torch.where(like.any(1)[:, :, None], pool.gather(1, first), own)
 
     def encode(self, image: torch.Tensor) -> Encoding:
-        heads = self.heads(self.trunk(image))
+        heads = self.heads(self.trunk(image)).contiguous()
         size = image.shape[-2:]
         if not self.config.model.use_z:
             return Encoding(Posterior(heads[:, None], heads[:, None]), size)
