@@ -73,6 +73,6 @@ def grid_noise(
 
 
 def _upsampling(pixels: int, cells: int, device: torch.device) -> torch.Tensor:
-    """[pixels, cells], linear interpolation along one axis, in rows of length one: unit variance stays unit variance."""
+    """[pixels, cells], linear interpolation along an axis, in rows of length one: unit variance stays unit variance."""
     basis = torch.eye(cells, device=device)[None]  # [1, cells, cells]
     return F.normalize(F.interpolate(basis, pixels, mode="linear", align_corners=False)[0].mT, dim=1)
