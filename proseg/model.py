@@ -85,7 +85,8 @@ class ProSeg(Method):
         encoding = self.encode(image)
         posterior, places = encoding.posterior, torch.arange(batch, device=image.device)
         z = posterior.draw(m.z_grid) if m.use_z else posterior.mean.expand(-1, raters, -1, -1, -1)  # [B, R, Cz, h, w]
-        tau = Dirichlet(self.alpha().expand(batch, -1, -1), validate_args=False).rsample() if m.use_tau else None
+        alpha = self.alpha() if m.use_tau else None
+        tau = None if alpha is None else Dirichlet(alpha.expand(batch, -1, -1), validate_args=False).rsample()
         all_z, all_tau = z, tau
         if self.config.loss.w_es:  # a second draw, which goes through the predictor together with the first
             all_z = torch.cat([z, posterior.draw(m.z_grid) if m.use_z else z], 1)
@@ -99,7 +100,7 @@ class ProSeg(Method):
             reconstruction=from_cells(self.decoder(z[places, chosen]), m.patch, encoding.size) if m.use_z else None,
             rater_logits=None if tau is None else self.classify(tau),
             posterior=posterior if m.use_z else None,
-            alpha=self.alpha() if m.use_tau else None,
+            alpha=alpha,
         )
 
     def _tau_from_prior(self, images: int) -> torch.Tensor:
@@ -158,21 +159,11 @@ class ProSeg(Method):
         return Draws(self.classify(tau).argmax(-1), tau, generator)
 
     def decode(self, encoding: Encoding, image: torch.Tensor, draws: Draws) -> torch.Tensor:
-        if draws.generator is None:
-            z = self._at(encoding, image, draws.who).mean
-        else:
-            z = self._draw_z(encoding, image, draws.who, draws.generator)
+        m = self.config.model
+        posterior = encoding.posterior[image, draws.who if m.use_z else torch.zeros_like(draws.who)]
+        noisy = m.use_z and draws.generator is not None
+        z = posterior.draw(m.z_grid, draws.generator) if noisy else posterior.mean
         return self._logits(z, draws.tau, encoding.size)
-
-    def _at(self, encoding: Encoding, image: torch.Tensor, who: torch.Tensor) -> Posterior:
-        return encoding.posterior[image, who if self.config.model.use_z else torch.zeros_like(who)]
-
-    def _draw_z(
-        self, encoding: Encoding, image: torch.Tensor, who: torch.Tensor, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
-        """z of these images in the names of these raters. Both of one shape [...] -> [..., Cz, h, w]"""
-        posterior = self._at(encoding, image, who)
-        return posterior.draw(self.config.model.z_grid, generator) if self.config.model.use_z else posterior.mean
 
     def _logits(self, z: torch.Tensor, tau: torch.Tensor | None, size: torch.Size) -> torch.Tensor:
         """p(y | tau, z). z [M, Cz, h, w], tau [M, K] -> [M, classes, H, W]"""
@@ -188,7 +179,7 @@ def _initial_embedding(raters: int, size: int, concentration: float) -> torch.Te
     """[R, K]. Every rater starts at the prior, leaning to its own places of tau.
 
     Together the raters then fill the prior about evenly (the mean over k of Dir(1 + e_k) IS Dir(1)): a tau from the
-    prior is like some rater's, and the predictor can tell them apart from the first step.
+    prior is like some rater's, and the classifier can tell them apart from the first step.
     """
     own = torch.arange(size) % raters == (torch.arange(raters) % size)[:, None]
     alpha = concentration + INITIAL_PREFERENCE * own

@@ -337,3 +337,9 @@ def test_no_flipped_bit_crashes_the_process_or_escapes_as_another_error(
     assert int(refused) > 100
     assert unnamed == "{}"
     store.verify()
+
+
+def test_a_slice_that_nobody_annotated_is_refused(tmp_path: Path, real_slices: list[Slice], description: Description):
+    nobody = replace(real_slices[1], rater_mask=np.zeros_like(real_slices[1].rater_mask))
+    with pytest.raises(DataError, match="annotated by no rater"):
+        write(tmp_path / "store", [real_slices[0], nobody], description)

@@ -249,6 +249,8 @@ def _record_batch(slices: Sequence[Slice]) -> pa.RecordBatch:
 def _check_alike(first: Slice, slices: Sequence[Slice], description: Description) -> None:
     name = description.name
     for one in slices:
+        if not one.rater_mask.any():
+            raise DataError(f"data set {name!r}: slice of {one.volume} at z = {one.z} was annotated by no rater")
         if one.annotations.dtype not in (np.bool_, np.uint8) or one.annotations.max(initial=0) > description.classes:
             raise DataError(
                 f"data set {name!r}: the masks of {one.volume} at z = {one.z} must be bool, or uint8 labels from 0 to "
