@@ -15,8 +15,9 @@ Maps: TypeAlias = torch.Tensor
 """Probabilities in [0, 1] of every class of foreground."""
 
 IMAGES_AT_ONCE = 32
-PIXELS_AT_ONCE = 2_000_000
-"""Pixels of output that one pass of the predictor makes; both numbers bound memory, whatever is asked for."""
+PIXELS_AT_ONCE = {"cpu": 2**18, "cuda": 2**24}
+"""Pixels of output that one pass of the predictor makes. Both bound memory, whatever is asked for; on a CPU a pass should
+also stay in its cache."""
 
 
 @torch.no_grad()
@@ -55,7 +56,7 @@ def maps(model: Method, image: torch.Tensor, *draws: Draws) -> list[Maps]:
     found = [
         torch.empty(batch, one.who.shape[1], model.classes, *size, device=image.device) for one in draws
     ]  # filled part by part: nothing is held twice
-    at_once = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
+    at_once = max(1, PIXELS_AT_ONCE.get(image.device.type, 2**18) // (size[0] * size[1]))
     for start in range(0, batch, IMAGES_AT_ONCE):
         part = slice(start, start + IMAGES_AT_ONCE)
         encoding = model.encode(image[part])

@@ -189,7 +189,7 @@ def test_one_pass_makes_a_bounded_number_of_maps(
 ):
     model = small(**changes)
     whole = mean_maps(model, image)
-    monkeypatch.setattr(generate, "PIXELS_AT_ONCE", pixels)
+    monkeypatch.setitem(generate.PIXELS_AT_ONCE, "cpu", pixels)
     found = decoded(model, monkeypatch)
     torch.testing.assert_close(mean_maps(model, image), whole)
     assert sum(found) == 5 * R
