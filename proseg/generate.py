@@ -16,8 +16,8 @@ Maps: TypeAlias = torch.Tensor
 
 IMAGES_AT_ONCE = 32
 PIXELS_AT_ONCE = {"cpu": 2**18, "cuda": 2**24}
-"""Pixels of output that one pass of the predictor makes. Both bound memory, whatever is asked for; on a CPU a pass should
-also stay in its cache."""
+"""Pixels of output that one pass of the predictor makes. Both bound memory, whatever is asked for; on a CPU a pass
+should also stay in its cache."""
 
 
 @torch.no_grad()
