@@ -49,7 +49,7 @@ LONGER = {"multi-head, equal CPU": 2.25}
 """Epochs of an arm in units of the others'."""
 COLUMNS = {
     "prior_ged": "GED, prior, S = 50", "prior_ged_unbiased": "GED_U, prior", "ged": "GED, S = 4",
-    "ged_unbiased": "GED_U, S = 4", "prior_d_pp": "d_pp, prior", "dice_mean": "D_mean", "prior_dice_soft": "D_soft",
+    "prior_d_pp": "d_pp, prior", "dice_mean": "D_mean", "prior_dice_soft": "D_soft",
     "specks": "specks", "cpu": "CPU-s",
 }  # fmt: skip
 PROGRESS = ("arm", "fold", "seed", "prior_ged", "dice_mean", "cpu")

@@ -18,7 +18,7 @@ from proseg.data.batches import Batch
 from proseg.losses import Loss
 from proseg.method import Method
 from proseg.methods import build
-from proseg.model import LOG_VARIANCE_BOUND, POOL, ProSeg
+from proseg.model import CANDIDATES, LOG_VARIANCE_BOUND, ProSeg
 from proseg.recipes import MODERN, PAPER
 from proseg.train import channels_last, make_optimizer, train_step
 
@@ -100,12 +100,10 @@ def naive_proseg(model: ProSeg, batch: Batch) -> Loss:
     images, raters, device = len(batch), model.raters, features.device
     shape = (images, raters, m.z_channels, *features.shape[-2:])
     # All random numbers first, in the order in which `ProSeg.predict` draws them.
-    z_noise = [naive_noise(shape, m.z_grid, device)]
-    taus = [Dirichlet(alpha.expand(images, -1, -1)).rsample()]
-    if weights.w_es:
-        z_noise.append(naive_noise(shape, m.z_grid, device))
-        prior = torch.full((images, POOL * raters, m.tau_size), m.concentration, device=device)
-        taus.append(naive_choice(model, Dirichlet(prior).sample(), Dirichlet(alpha.detach().expand(images, -1, -1))))
+    count = 2 if weights.w_es else 1
+    z_noise = [naive_noise(shape, m.z_grid, device) for _ in range(count)]
+    taus = Dirichlet(alpha[:, None].expand(images, -1, count, -1)).rsample()
+    heard = naive_exchange(model, taus) if count > 1 else taus
     chosen = torch.multinomial(batch.rater_mask.float(), 1)[:, 0]
 
     share = batch.rater_mask / batch.rater_mask.sum(1, keepdim=True)
@@ -115,12 +113,13 @@ def naive_proseg(model: ProSeg, batch: Batch) -> Loss:
         mean, deviation = naive_head(model, features, r)
         z = [mean + deviation * noise[:, r] for noise in z_noise]
         first_z.append(z[0])
-        draws.append([torch.sigmoid(naive_predictor(model, one, tau[:, r])) for one, tau in zip(z, taus, strict=True)])
+        pairs = zip(z, heard[:, r].unbind(1), strict=True)
+        draws.append([torch.sigmoid(naive_predictor(model, one, tau)) for one, tau in pairs])
         truth, mine = batch.annotations[:, r].float(), share[:, r]
         for one in draws[r]:
             terms["seg"] = terms["seg"] + (naive_segmentation(one, truth, weights.segmentation) * mine).mean() / len(z)
         right = torch.full((images,), r, device=device)
-        wrong = F.cross_entropy(naive_rater(model, taus[0][:, r]), right, reduction="none")
+        wrong = F.cross_entropy(naive_rater(model, taus[:, r, 0]), right, reduction="none")
         divergence = kl_divergence(Normal(mean, deviation), Normal(0.0, 1.0)).mean((1, 2, 3))
         from_prior = kl_divergence(Dirichlet(alpha[r]), Dirichlet(torch.full_like(alpha[r], m.concentration)))
         terms["cls"] = terms["cls"] + (wrong * mine).mean()
@@ -205,14 +204,16 @@ def _deviation(rows: int, columns: int, height: int, width: int, device: torch.d
     return F.interpolate(cells, (height, width), mode="bilinear").square().sum(0).sqrt()
 
 
-def naive_choice(model: ProSeg, pool: torch.Tensor, own: Dirichlet) -> torch.Tensor:
-    """For each image and rater the first tau of the pool that the classifier takes for that rater's, or one of q."""
-    tau, like = own.sample(), naive_rater(model, pool).argmax(2)
-    for i, r in product(range(len(pool)), range(model.raters)):
-        places = (like[i] == r).nonzero()
-        if len(places):
-            tau[i, r] = pool[i, places[0, 0]]
-    return tau
+def naive_exchange(model: ProSeg, tau: torch.Tensor) -> torch.Tensor:
+    """Half of the taus [B, R, N, K] exchanged for the first candidate from the prior that is like that rater's."""
+    like_tau = tau.detach()[..., None, :].expand(-1, -1, -1, CANDIDATES, -1)
+    candidates = Dirichlet(torch.full_like(like_tau, model.config.model.concentration)).sample()
+    coins, heard = torch.rand(tau.shape[:-1], device=tau.device), tau.clone()
+    for i, r, n in product(*map(range, tau.shape[:-1])):
+        places = (naive_rater(model, candidates[i, r, n]).argmax(1) == r).nonzero()
+        if len(places) and coins[i, r, n] < 0.5:
+            heard[i, r, n] = candidates[i, r, n, places[0, 0]]
+    return heard
 
 
 def naive_segmentation(p: torch.Tensor, truth: torch.Tensor, kind: str) -> torch.Tensor:

@@ -289,7 +289,7 @@ def _trial_table(study: "Study", trials: Sequence["Trial"], title: str | None = 
 
 def _final_table(study: "Study", results: Sequence["FoldResult"]) -> None:
     """Metrics down, data sets across: fits a terminal of 80 columns."""
-    from orchestrator.tables import cell, final_rows, notes
+    from orchestrator.tables import cell, final_rows, notes, titles
 
     rows = final_rows(results)
     table = Table(title="Held-out patients (GED; Dice in %)", title_justify="left", box=None, pad_edge=False)
@@ -299,7 +299,7 @@ def _final_table(study: "Study", results: Sequence["FoldResult"]) -> None:
     table.add_row("samples S", *(row["samples"] for row in rows))
     table.add_row("test cases", *(str(row["cases"]) for row in rows))
     table.add_row("folds", *(str(row["folds"]) for row in rows))
-    for name in dict.fromkeys(name for row in rows for name in row["cells"]):
+    for name in titles(rows):
         table.add_row(name, *(cell(name, row["cells"][name], row["folds"]) if name in row["cells"] else ""
                               for row in rows))  # fmt: skip
     out.print(table)

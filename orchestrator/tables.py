@@ -11,7 +11,7 @@ from orchestrator.results import FoldResult, Trial, ranked, summary
 from orchestrator.study import Study
 from proseg.records import write_atomically
 
-PERSONAL = ("ged", "ged_unbiased", "dice_soft", "dice_max", "dice_match")
+PERSONAL = ("ged", "dice_soft", "dice_max", "dice_match")
 TITLES = {
     "ged": "GED",
     "ged_unbiased": "GED_U",
@@ -29,7 +29,7 @@ NESTED = (
 def columns(metrics: dict[str, Any], *, prior: bool) -> list[str]:
     """The paper's columns in its order (Tables 1 and 3)."""
     if prior:
-        return [f"prior_{name}" for name in PERSONAL]
+        return ["prior_ged", "prior_ged_unbiased", *(f"prior_{name}" for name in PERSONAL[1:])]
     raters = sorted((name for name in metrics if name.startswith("dice_a")), key=lambda name: int(name[6:]))
     return [*PERSONAL, *raters, "dice_mean"]
 
@@ -55,6 +55,12 @@ def final_rows(results: Sequence[FoldResult]) -> list[dict[str, Any]]:
     return rows
 
 
+def titles(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The columns of all rows, the two GEDs side by side."""
+    names = dict.fromkeys(name for row in rows for name in row["cells"])
+    return sorted(names, key=lambda name: not name.startswith("GED"))
+
+
 def cell(column: str, mean_std: tuple[float, float], folds: int) -> str:
     """GED with four decimals, Dice in percent, as in the paper; a single fold has no deviation."""
     mean, std = mean_std
@@ -67,7 +73,7 @@ def final_markdown(study: Study, results: Sequence[FoldResult]) -> str:
     """The table in Markdown, with what must be known to read it."""
     lines = [f"## Final stage of {study.name}", ""]
     rows = final_rows(results)
-    heads = list(dict.fromkeys(name for row in rows for name in row["cells"]))
+    heads = titles(rows)
     lines += ["| data | S | folds | test cases | " + " | ".join(heads) + " |", "|---" * (4 + len(heads)) + "|"]
     for row in rows:
         cells = (cell(name, row["cells"][name], row["folds"]) if name in row["cells"] else "" for name in heads)

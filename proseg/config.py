@@ -20,7 +20,7 @@ class _Part(BaseModel):
 class ModelConfig(_Part):
     encoder: Literal["shared", "separate"] = "shared"
     """shared: one trunk and a posterior head for each rater, as in the authors' release; separate: a U-Net for each
-    rater, as the paper's equations read."""
+    rater, as the paper's equations read. Without z the features of all of them meet in one map."""
     patch: PositiveInt = 1
     """Side of the square of pixels that is one cell of the network and of z, in pixels. 1: z is a map of the image's
     size, as in the paper; 2: a quarter of the cells, for several times the channels at the same cost."""
@@ -40,7 +40,7 @@ class ModelConfig(_Part):
     on a larger image the same grid is coarser."""
     tau_size: int = Field(default=8, ge=2)
     """K: size of the Dirichlet latent tau, the rater's preference."""
-    concentration: PositiveFloat = 1.0
+    concentration: float = Field(default=1.0, ge=0.01)
     """alpha_0: concentration of the Dirichlet prior over tau."""
     predictor_width: PositiveInt = 32
     """Channels of the segmentation predictor p(y | tau, z)."""
@@ -56,12 +56,13 @@ class LossConfig(_Part):
     w_cls: NonNegativeFloat = 1.0
     """Weight of the classification of the rater from tau, cross-entropy."""
     beta_z: NonNegativeFloat = 1.0
-    """Weight of KL(q(z|x) || N(0, I)), a mean over elements."""
+    """Weight of KL(q(z|x) || N(0, I)), a mean over elements: with a z_grid, of the marginals."""
     beta_tau: NonNegativeFloat = 1.0
     """Weight of KL(q(tau|r) || Dir(alpha_0))."""
     w_es: NonNegativeFloat = 0.0
-    """Weight of the energy score (`proseg.losses.energy_score`), which costs a second draw for each rater; 0 is the
-    paper's. A method without noise has no use for it."""
+    """Weight of the energy score (`proseg.losses.energy_score`); 0 is the paper's. It takes two draws for each rater,
+    half of them with a tau from the prior; the segmentation term is then averaged over both. A method without noise
+    has no use for it."""
 
 
 class OptimConfig(_Part):

@@ -15,7 +15,7 @@ from proseg.losses import planes
 from proseg.method import Method
 
 SLICES_AT_ONCE = 32
-DIVERSITY = ("ged", "ged_unbiased", "d_pp", "d_pa", "d_aa", "dice_soft", "dice_max", "dice_match")
+DIVERSITY = ("ged", "d_pp", "d_pa", "d_aa", "dice_soft", "dice_max", "dice_match")
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,11 @@ def evaluate(
 ) -> Scores:
     """Score a model on cases (rows of the store, as `Store.cases` gives them).
 
-    `ged` and the other set metrics use S = R samples, one for each rater; `dice_a1` .. `dice_mean` the deterministic
-    map made for each rater. With `prior_samples` the set metrics are given a second time, under `prior_`, for that
-    many samples from the prior of tau (eq. 11). The noise depends on the seed and the place in the list of cases,
+    `ged` and the other set metrics use S = R samples, one for each rater (the missing ones too); `dice_a1` ..
+    `dice_mean` the deterministic map made for each rater. With `prior_samples` the set metrics are given a second
+    time, under `prior_`, for that many samples from the prior of tau (eq. 11), and with them `prior_ged_unbiased`.
+    A volume counts the raters that annotated all of its slices; a sample of it keeps its tau through the slices, while
+    z is drawn for each. The noise depends on the seed and the place in the list of cases,
     so that the numbers are the same on any number of ranks.
     """
     model.eval()
@@ -75,7 +77,7 @@ def _score(
         """[B, S, K, H, W] -> [B * K, S, H, W], a case for each class; slices of one volume: [K, S, B, H, W]."""
         return sets.permute(2, 1, 0, 3, 4) if whole_volume else sets.transpose(1, 2).flatten(0, 1)
 
-    present = batch.rater_mask.any(0, keepdim=True) if whole_volume else batch.rater_mask
+    present = batch.rater_mask.all(0, keepdim=True) if whole_volume else batch.rater_mask
     annotations = by_case(planes(batch.annotations, model.classes).bool())
     present = present.repeat_interleave(model.classes, 0)
     asked = [model.each_rater(), model.personal(cases, 1, generator)]
@@ -85,6 +87,8 @@ def _score(
     scores: dict[str, torch.Tensor] = {}
     for prefix, found in zip(("", "prior_"), sets, strict=False):
         of_set = metrics.set_metrics(by_case(binarise(found)), by_case(found), annotations, present)
+        if not prefix:  # one draw a rater is no independent draw of the whole: it would flatter
+            del of_set["ged_unbiased"]
         scores |= {prefix + name: value for name, value in of_set.items()}
     identity = metrics.dice_per_rater(by_case(binarise(means)), annotations, present)
     scores |= {f"dice_a{r + 1}": identity[:, r] for r in range(identity.shape[1])}

@@ -40,7 +40,7 @@ def fit(config: TrainConfig, data: Path, fold: Fold, folder: Path, criterion: Cr
     for report in train(config, store, fold, resume=resume):
         value = criterion.of(report.metrics)
         improved = criterion.better(value, best)
-        if improved or best is None:
+        if improved:
             best, best_epoch = value, report.epoch
         finished = report.epoch == config.epochs or _patience_over(config, report.epoch, best_epoch)
         record = {"epoch": report.epoch, "time": time.time(), "best": best, "finished": finished,

@@ -14,16 +14,22 @@ from proseg.method import Draws, Method
 Maps: TypeAlias = torch.Tensor
 """Probabilities in [0, 1] of every class of foreground."""
 
-IMAGES_AT_ONCE = 32
-PIXELS_AT_ONCE = {"cpu": 2**18, "cuda": 2**24}
-"""Pixels of output that one pass of the predictor makes. Both bound memory, whatever is asked for; on a CPU a pass
-should also stay in its cache."""
+ENCODED_AT_ONCE = 2**19
+"""Pixels of image that one pass of the trunk takes."""
+DECODED_AT_ONCE = {"cpu": 2**18, "cuda": 2**22}
+"""Pixels of output that one pass of the predictor makes. Both bound what is needed beside the maps themselves; on a CPU
+a pass should also stay in its cache."""
 
 
 @torch.no_grad()
 def mean_maps(model: Method, image: torch.Tensor) -> Maps:
     """The map made for each rater from the means of both latents. [B, C, H, W] -> [B, R, K, H, W]"""
     return maps(model, image, model.each_rater())[0]
+
+
+def mean_map(model: Method, image: torch.Tensor) -> Maps:
+    """The mean over the raters of their maps. [B, C, H, W] -> [B, K, H, W]"""
+    return mean_maps(model, image).mean(1)
 
 
 @torch.no_grad()
@@ -56,9 +62,10 @@ def maps(model: Method, image: torch.Tensor, *draws: Draws) -> list[Maps]:
     found = [
         torch.empty(batch, one.who.shape[1], model.classes, *size, device=image.device) for one in draws
     ]  # filled part by part: nothing is held twice
-    at_once = max(1, PIXELS_AT_ONCE.get(image.device.type, 2**18) // (size[0] * size[1]))
-    for start in range(0, batch, IMAGES_AT_ONCE):
-        part = slice(start, start + IMAGES_AT_ONCE)
+    pixels = size[0] * size[1]
+    images, at_once = max(1, ENCODED_AT_ONCE // pixels), max(1, DECODED_AT_ONCE[image.device.type] // pixels)
+    for start in range(0, batch, images):
+        part = slice(start, start + images)
         encoding = model.encode(image[part])
         for out, one in zip(found, draws, strict=True):
             _decode(model, encoding, _of_images(one, part, batch), out[part], at_once)
@@ -87,8 +94,7 @@ def binarise(probabilities: Maps) -> torch.Tensor:
     if probabilities.shape[-3] == 1:
         return probabilities > 0.5
     background = 1 - probabilities.sum(-3, keepdim=True)
-    best = torch.cat([background, probabilities], -3).argmax(-3, keepdim=True)
-    return best == torch.arange(1, 1 + probabilities.shape[-3], device=best.device)[:, None, None]
+    return (probabilities == probabilities.amax(-3, keepdim=True)) & (probabilities > background)
 
 
 @dataclass(frozen=True)
@@ -113,16 +119,16 @@ def uncertainty(
     """Split the variance of the maps into the part of z and the part of tau (law of total variance).
 
     `preferences` are drawn from the prior of tau, and for each of them z `draws` times. Both parts are estimated
-    without bias (a nested analysis of variance) and what falls below zero by chance is set to zero.
+    by a nested analysis of variance, which has no bias but for this: what falls below zero by chance is set to zero.
 
     Raises:
         ValueError: fewer than two preferences or two draws, from which no variance can be estimated.
     """
     if preferences < 2 or draws < 2:
         raise ValueError(f"preferences = {preferences} and draws = {draws} must both be at least 2")
-    who = model.prior(len(image), preferences, generator)
-    tau = None if who.tau is None else who.tau.repeat_interleave(draws, 1)
-    nested = Draws(who.who.repeat_interleave(draws, 1), tau, who.generator)
+    once = model.prior(len(image), preferences, generator)
+    tau = None if once.tau is None else once.tau.repeat_interleave(draws, 1)
+    nested = Draws(once.who.repeat_interleave(draws, 1), tau, generator)
     found = maps(model, image, nested)[0].unflatten(1, (preferences, draws))
     within = found.var(2).mean(1)
     between = (found.mean(2).var(1) - within / draws).clamp(min=0)

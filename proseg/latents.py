@@ -23,8 +23,7 @@ class Posterior:
         return Posterior(self.mean[index], self.log_variance[index])
 
     def draw(self, grid: int | None, generator: torch.Generator | None = None) -> torch.Tensor:
-        """A sample of z for every mean. With a generator the noise is drawn on the generator's device, so that a seed
-        of a CPU generator means the same samples on every device."""
+        """A sample of z for every mean. With a generator the noise is drawn on the generator's device."""
         device = self.mean.device if generator is None else generator.device
         noise = grid_noise(self.mean.shape, grid, device, generator).to(self.mean)
         return torch.addcmul(self.mean, torch.exp(0.5 * self.log_variance), noise)
@@ -43,14 +42,9 @@ def kl_tau(alpha: torch.Tensor, concentration: float) -> torch.Tensor:
     return kl_divergence(Dirichlet(alpha, validate_args=False), prior)
 
 
-def draw_dirichlet(alpha: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Samples of Dir(alpha) over the last axis, without a gradient.
-
-    torch.distributions takes no generator; with one, the numbers come from the CPU and are the same on every device.
-    """
-    if generator is None:
-        return Dirichlet(alpha.detach(), validate_args=False).sample()
-    gammas = torch._standard_gamma(alpha.detach().double().cpu(), generator=generator)  # pyright: ignore[reportPrivateImportUsage]
+def draw_dirichlet(alpha: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Samples of Dir(alpha) over the last axis, without a gradient (torch.distributions takes no generator)."""
+    gammas = torch._standard_gamma(alpha.detach().double().to(generator.device), generator=generator)  # pyright: ignore[reportPrivateImportUsage]
     gammas = gammas.clamp(min=torch.finfo(torch.float64).tiny)
     return (gammas / gammas.sum(-1, keepdim=True)).to(alpha)
 

@@ -24,8 +24,9 @@ BLOCK = 2**19
 class GED:
     """Generalised energy distance and its parts, each [B].
 
-    `unbiased` has d_pp and d_aa over pairs i != j only (a U-statistic). Unlike `ged` its expectation does not depend on
-    S, so that it is comparable across numbers of samples; it can be negative, and is NaN for S = 1 or a single rater.
+    `unbiased` has d_pp and d_aa over pairs i != j only (a U-statistic). For samples drawn independently its expectation
+    does not depend on S, as that of `ged` does; one sample of each rater is no such draw. It can be negative, and is
+    NaN for S = 1 or a single rater.
     """
 
     ged: torch.Tensor

@@ -24,8 +24,8 @@ INITIAL_LOG_VARIANCE = -3.0
 SMALLEST_ALPHA = 1e-2
 INITIAL_PREFERENCE = 2.0
 """What a rater's alpha has more than the prior's on the rater's own places of tau, at first."""
-POOL = 16
-"""Draws from the prior of tau for each rater, among which one of that rater's is looked for."""
+CANDIDATES = 32
+"""Draws from the prior of tau, among which one that is a given rater's is looked for."""
 
 
 @dataclass(frozen=True)
@@ -83,37 +83,41 @@ class ProSeg(Method):
         """Draw z and tau for every rater. image [B, C, H, W], rater_mask [B, R] bool."""
         m, (batch, raters) = self.config.model, rater_mask.shape
         encoding = self.encode(image)
-        posterior, places = encoding.posterior, torch.arange(batch, device=image.device)
-        z = posterior.draw(m.z_grid) if m.use_z else posterior.mean.expand(-1, raters, -1, -1, -1)  # [B, R, Cz, h, w]
+        draws = 2 if self.config.loss.w_es else 1  # the energy score needs two independent ones
+        posterior = encoding.posterior
+        if m.use_z:
+            z = torch.stack([posterior.draw(m.z_grid) for _ in range(draws)], 2)  # [B, R, N, Cz, h, w]
+        else:
+            z = posterior.mean[:, :, None].expand(-1, raters, draws, -1, -1, -1)
         alpha = self.alpha() if m.use_tau else None
-        tau = None if alpha is None else Dirichlet(alpha.expand(batch, -1, -1), validate_args=False).rsample()
-        all_z, all_tau = z, tau
-        if self.config.loss.w_es:  # a second draw, which goes through the predictor together with the first
-            all_z = torch.cat([z, posterior.draw(m.z_grid) if m.use_z else z], 1)
-            all_tau = None if tau is None else torch.cat([tau, self._tau_from_prior(batch)], 1)
-        flat_tau = None if all_tau is None else all_tau.flatten(0, 1)
-        logits = self._logits(all_z.flatten(0, 1), flat_tau, encoding.size).unflatten(0, (batch, -1))
+        tau = None if alpha is None else Dirichlet(alpha[:, None].expand(batch, -1, draws, -1), False).rsample()
+        heard = tau if tau is None or draws == 1 else self._often_from_prior(tau)  # [B, R, N, K]
+        logits = self._logits(z.flatten(0, 2), None if heard is None else heard.flatten(0, 2), encoding.size)
         # One present rater an image is enough for an unbiased estimate of the reconstruction term.
         chosen = torch.multinomial(rater_mask.float(), 1).squeeze(1)
+        one_z = z[torch.arange(batch, device=z.device), chosen, 0]
         return Prediction(
-            logits=logits.unflatten(1, (-1, raters)).transpose(1, 2),
-            reconstruction=from_cells(self.decoder(z[places, chosen]), m.patch, encoding.size) if m.use_z else None,
-            rater_logits=None if tau is None else self.classify(tau),
+            logits=logits.unflatten(0, (batch, raters, draws)),
+            reconstruction=from_cells(self.decoder(one_z), m.patch, encoding.size) if m.use_z else None,
+            rater_logits=None if tau is None else self.classify(tau[:, :, 0]),
             posterior=posterior if m.use_z else None,
             alpha=alpha,
         )
 
-    def _tau_from_prior(self, images: int) -> torch.Tensor:
-        """[B, R, K]: for each rater the first of many draws from the prior that the classifier takes for that rater's
-        (where there is none, a draw of q(tau_r | r)): how `prior` will draw, and so what the predictor must know."""
-        m = self.config.model
-        alpha = torch.full((images, POOL * self.raters, m.tau_size), m.concentration, device=self.device)
-        pool = draw_dirichlet(alpha)  # [B, POOL * R, K]
-        raters = torch.arange(self.raters, device=self.device)
-        like = self.classify(pool).argmax(-1)[:, :, None] == raters  # [B, POOL * R, R]
-        first = like.float().argmax(1)[:, :, None].expand(-1, -1, pool.shape[2])
-        own = draw_dirichlet(self.alpha()[raters].expand(images, -1, -1))
-        return torch.where(like.any(1)[:, :, None], pool.gather(1, first), own)
+    def _often_from_prior(self, tau: torch.Tensor) -> torch.Tensor:
+        """Every other tau, by a coin of its own, is exchanged for one from the prior that the classifier takes for that
+        rater's: so will `prior` draw, and the predictor must know it. [B, R, N, K] of q(tau_r | r) -> the same
+
+        Draws of one rater stay independent and alike, as the energy score wants them. Where none of the candidates is
+        the rater's, tau stays.
+        """
+        alpha = torch.full_like(tau, self.config.model.concentration)[..., None, :].expand(*[-1] * 3, CANDIDATES, -1)
+        candidates = Dirichlet(alpha, validate_args=False).sample()  # [B, R, N, candidates, K]
+        raters = torch.arange(self.raters, device=tau.device)[:, None, None]
+        theirs = self.classify(candidates).argmax(-1) == raters
+        first = theirs.float().argmax(-1)[..., None, None].expand(*tau.shape[:-1], 1, tau.shape[-1])
+        chosen = theirs.any(-1) & (torch.rand(tau.shape[:-1], device=tau.device) < 0.5)
+        return torch.where(chosen[..., None], candidates.gather(3, first).squeeze(3), tau)
 
     def encode(self, image: torch.Tensor) -> Encoding:
         heads = self.heads(self.trunk(image)).contiguous()
@@ -143,16 +147,18 @@ class ProSeg(Method):
         tau = None if alpha is None else (alpha / alpha.sum(1, keepdim=True))[None]
         return Draws(torch.arange(self.raters, device=self.device)[None], tau)
 
-    def personal(self, images: int, count: int, generator: torch.Generator | None = None) -> Draws:
+    def personal(self, images: int, count: int, generator: torch.Generator) -> Draws:
         who = torch.arange(self.raters, device=self.device).repeat_interleave(count)
         tau = draw_dirichlet(self.alpha()[who].expand(images, -1, -1), generator) if self.config.model.use_tau else None
         return Draws(who.expand(images, -1), tau, generator)
 
-    def prior(self, images: int, count: int, generator: torch.Generator | None = None) -> Draws:
+    def prior(self, images: int, count: int, generator: torch.Generator) -> Draws:
         """tau* ~ Dir(alpha_0); the classifier says whose preference it is like. Without tau: any rater, uniformly."""
         m = self.config.model
         if not m.use_tau:
-            who = torch.randint(self.raters, (images, count), generator=generator).to(self.device)
+            who = torch.randint(self.raters, (images, count), generator=generator, device=generator.device).to(
+                self.device
+            )
             return Draws(who, None, generator)
         alpha = torch.full((images, count, m.tau_size), m.concentration, device=self.device)
         tau = draw_dirichlet(alpha, generator)
@@ -182,6 +188,6 @@ def _initial_embedding(raters: int, size: int, concentration: float) -> torch.Te
     prior is like some rater's, and the classifier can tell them apart from the first step.
     """
     own = torch.arange(size) % raters == (torch.arange(raters) % size)[:, None]
-    alpha = concentration + INITIAL_PREFERENCE * own
+    alpha = concentration + INITIAL_PREFERENCE * own * (raters > 1)
     above = (alpha.double() - SMALLEST_ALPHA).clamp(min=SMALLEST_ALPHA)
     return (above + torch.log(-torch.expm1(-above))).float()  # the inverse of softplus, for any size

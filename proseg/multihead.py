@@ -38,7 +38,9 @@ class MultiHeadUNet(Method):
         return Draws(torch.arange(self.raters, device=self.device).repeat_interleave(count)[None])
 
     def prior(self, images: int, count: int, generator: torch.Generator) -> Draws:
-        return Draws(torch.randint(self.raters, (images, count), generator=generator).to(self.device))
+        return Draws(
+            torch.randint(self.raters, (images, count), generator=generator, device=generator.device).to(self.device)
+        )
 
     def decode(self, encoding: torch.Tensor, image: torch.Tensor, draws: Draws) -> torch.Tensor:
         return encoding[image, draws.who]

@@ -26,6 +26,7 @@ from proseg.evaluate import evaluate
 from proseg.method import Method
 from proseg.methods import build
 
+ADVICE = "a lower optim.lr or a gradient clip (optim.grad_clip) usually helps"
 WARM_UP = 0.15
 """Share of a one-cycle schedule in which the learning rate rises."""
 
@@ -149,6 +150,7 @@ def train(config: TrainConfig, store: Store, fold: Fold, *, resume: Checkpoint |
                 state.average.update_parameters(state.model)
         state.epoch += 1
         training = _mean_losses(losses, state.epoch)
+        _check_weights(state)
         scores = evaluate(state.best_guess, store, cases, crop=config.data.crop, seed=config.seed)
         validation = {f"val/{name}": value for name, value in scores.means().items()}
         yield EpochReport(state.epoch, training | validation, state)
@@ -231,14 +233,20 @@ def _shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
     return torch.randperm(count, generator=generator).numpy()
 
 
+def _check_weights(state: TrainState) -> None:
+    """The last step of an epoch may spoil the weights after its own loss was still finite."""
+    weights = [*state.model.parameters(), *state.best_guess.parameters()]
+    if not torch.stack([weight.detach().isfinite().all() for weight in weights]).all():
+        raise TrainingError(f"the weights are not finite after the last step of epoch {state.epoch}; {ADVICE}")
+
+
 def _mean_losses(steps: list[dict[str, torch.Tensor]], epoch: int) -> dict[str, float]:
-    """Means over the steps of an epoch and over the ranks; the only place where the host waits for the device."""
+    """Means over the steps of an epoch and over the ranks; only here does the host wait for the losses."""
     table = torch.stack([torch.stack(list(step.values())) for step in steps])  # [steps, names]
     table = sum_over_ranks(table) / world_size()
     broken = (~table.isfinite()).any(1).nonzero()
     if len(broken):
         raise TrainingError(
-            f"the loss is not finite in epoch {epoch}, step {int(broken[0]) + 1} of {len(steps)}; "
-            "a lower optim.lr or a gradient clip (optim.grad_clip) usually helps"
+            f"the loss is not finite in epoch {epoch}, step {int(broken[0]) + 1} of {len(steps)}; {ADVICE}"
         )
     return {f"train/{name}": value for name, value in zip(steps[0], table.mean(0).tolist(), strict=True)}

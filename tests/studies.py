@@ -131,8 +131,8 @@ def _train(study: Study, folder: Path, *, fold: int, values: dict[str, Any]) -> 
 def fold_result(fold: int, ged: float = 0.2, dice: float = 0.9, **changes: Any) -> FoldResult:
     """The scores of one fold: GED as given, every Dice the same."""
     names = ["dice_soft", "dice_max", "dice_match"]
-    metrics = {"ged": ged, "ged_unbiased": ged / 2, **dict.fromkeys(names, dice)}
-    metrics |= {f"prior_{name}": value for name, value in metrics.items()}
+    metrics = {"ged": ged, **dict.fromkeys(names, dice)}
+    metrics |= {"prior_ged_unbiased": ged / 2, **{f"prior_{name}": value for name, value in metrics.items()}}
     metrics |= {"dice_a1": dice, "dice_a2": dice, "dice_mean": dice}
     values = {"data": "blobs", "label": LABEL, "fold": fold, "cases": 4, "patients": 2, "samples": RATERS,
               "prior_samples": 50, "epoch": 2, "metrics": metrics}  # fmt: skip

@@ -189,7 +189,7 @@ def test_one_pass_makes_a_bounded_number_of_maps(
 ):
     model = small(**changes)
     whole = mean_maps(model, image)
-    monkeypatch.setitem(generate.PIXELS_AT_ONCE, "cpu", pixels)
+    monkeypatch.setitem(generate.DECODED_AT_ONCE, "cpu", pixels)
     found = decoded(model, monkeypatch)
     torch.testing.assert_close(mean_maps(model, image), whole)
     assert sum(found) == 5 * R
@@ -206,7 +206,7 @@ def test_one_pass_of_the_trunk_takes_a_bounded_number_of_images(
     model = small(**changes)
     whole = mean_maps(model, image)
     drawn = sample_personal(model, image, 3, seeded()) if not model.config.model.use_z else None
-    monkeypatch.setattr(generate, "IMAGES_AT_ONCE", at_once)
+    monkeypatch.setattr(generate, "ENCODED_AT_ONCE", at_once * SIZE[0] * SIZE[1])
     with passes(model.trunk) as found:
         torch.testing.assert_close(mean_maps(model, image), whole)
     assert sum(found) == 5

@@ -133,7 +133,7 @@ def test_alpha_is_positive_whatever_the_embedding():
 
 
 @pytest.mark.parametrize("concentration", [0.1, 1.0, 10.0])
-@pytest.mark.parametrize(("raters", "tau_size"), [(1, 2), (4, 8), (5, 3)])
+@pytest.mark.parametrize(("raters", "tau_size"), [(2, 2), (4, 8), (5, 3)])
 def test_every_rater_starts_at_the_prior_leaning_to_places_of_its_own(raters: int, tau_size: int, concentration: float):
     alpha = small(raters=raters, tau_size=tau_size, concentration=concentration).alpha().detach()
     lean = alpha - concentration
@@ -142,7 +142,28 @@ def test_every_rater_starts_at_the_prior_leaning_to_places_of_its_own(raters: in
         assert ((lean > 1).sum(0) == 1).all(), "no two raters share a place"
 
 
-@pytest.mark.parametrize("concentration", [1e-3, 1e-2, 1e3])
+def test_a_single_rater_starts_at_the_prior():
+    torch.testing.assert_close(small(raters=1, concentration=1.5).alpha(), torch.full((1, 3), 1.5))
+
+
+def test_half_of_the_taus_in_training_come_from_the_prior_as_that_rater_s():
+    model = small(raters=2, tau_size=2, concentration=1.0)
+    with torch.no_grad():
+        model.embedding.copy_(torch.tensor([[20.0, -20.0], [-20.0, 20.0]]))  # q is all but certain
+        model.classifier[0].weight.copy_(torch.cat([torch.eye(2)] * 16))
+        model.classifier[0].bias.zero_()
+        model.classifier[2].weight.copy_(torch.stack([torch.tensor([1.0, 0.0] * 16), torch.tensor([0.0, 1.0] * 16)]))
+        model.classifier[2].bias.zero_()
+        tau = torch.tensor([[1.0, 0.0], [0.0, 1.0]])[None, :, None].expand(400, -1, 2, -1)
+        torch.manual_seed(0)
+        heard = model._often_from_prior(tau)
+    assert torch.equal(heard.argmax(-1), tau.argmax(-1)), "whatever is heard is the rater's by the classifier"
+    exchanged = (heard != tau).any(-1).float()
+    assert 0.45 < exchanged.mean() < 0.55
+    assert 0.2 < (exchanged[..., 0] * exchanged[..., 1]).mean() < 0.3, "each draw has a coin of its own"
+
+
+@pytest.mark.parametrize("concentration", [1e-2, 1e3])
 def test_no_concentration_breaks_the_first_weights(concentration: float):
     alpha = small(concentration=concentration).alpha()
     assert alpha.isfinite().all()

@@ -332,6 +332,28 @@ def test_a_huge_learning_rate_stops_the_training_by_epoch_and_step(
         run(config, tiny_store, fold)
 
 
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_weights_that_the_last_step_of_an_epoch_spoils_are_not_kept(
+    tmp_path: Path, tiny_config: TrainConfig, tiny_store: Store, fold: Fold, monkeypatch: pytest.MonkeyPatch,
+    ema: float | None,
+):  # fmt: skip
+    """Its own loss was computed before the step, and masks of NaN are merely empty."""
+    step, steps = training.train_step, []
+
+    def spoiling(model: torch.nn.Module, *args: object) -> dict[str, torch.Tensor]:
+        loss = step(model, *args)
+        steps.append(loss)
+        if len(steps) == 2 * (len(tiny_store.rows(fold.train)) // tiny_config.batch_size):
+            with torch.no_grad():
+                next(model.parameters()).fill_(torch.nan)
+        return loss
+
+    monkeypatch.setattr(training, "train_step", spoiling)
+    with pytest.raises(TrainingError, match="weights are not finite after the last step of epoch 2"):
+        list(fit(tiny_config.with_values({"optim.ema": ema}), tiny_store.folder, fold, tmp_path, GED))
+    assert load_checkpoint(tmp_path / LAST).epoch == 1
+
+
 @pytest.mark.parametrize(("batch_size", "named"), [(5, 5), (7, 7)])
 def test_a_batch_that_ranks_cannot_share_is_refused(
     tiny_config: TrainConfig, tiny_store: Store, fold: Fold, batch_size: int, named: int,
@@ -598,7 +620,7 @@ def test_every_case_is_scored_once(
     scores = evaluate(trained, tiny_store, cases, crop=None, seed=0, prior_samples=2)
     assert scores.cases == [f"{tiny_store.volumes[row]}/{tiny_store.z[row]:.2f}" for row in range(40)]
     assert len(set(scores.cases)) == 40
-    expected = {*metric_names(4), "d_aa", *(f"prior_{name}" for name in evaluation.DIVERSITY)}
+    expected = {*metric_names(4), "d_aa", "prior_ged_unbiased", *(f"prior_{name}" for name in evaluation.DIVERSITY)}
     assert set(scores.values) == expected
     assert {len(values) for values in scores.values.values()} == {40}
     for row in (0, 17, 39):
@@ -638,7 +660,7 @@ def test_a_volume_is_one_case(tiny_config: TrainConfig, volume_store: Store):
         maps = binarise(mean_maps(model, batch.image))[:, :, 0]
         for r in range(4):
             value = scores.values[f"dice_a{r + 1}"][number]
-            if batch.rater_mask[:, r].any():
+            if batch.rater_mask[:, r].all():  # who left out a slice did not say that nothing is there
                 assert value == pytest.approx(dice(maps[:, r], batch.annotations[:, r].bool()))
             else:
                 assert np.isnan(value)
@@ -690,7 +712,8 @@ def test_the_baseline_is_scored_by_the_same_metrics(tiny_config: TrainConfig, ti
     config = tiny_config.with_values({"method": "multihead_unet"})
     model = TrainState.fresh(config, tiny_store, torch.device("cpu")).model
     scores = evaluate(model, tiny_store, cases, crop=None, seed=0, prior_samples=2)
-    assert set(scores.values) == {*metric_names(4), "d_aa", *(f"prior_{name}" for name in evaluation.DIVERSITY)}
+    of_prior = {f"prior_{name}" for name in (*evaluation.DIVERSITY, "ged_unbiased")}
+    assert set(scores.values) == {*metric_names(4), "d_aa", *of_prior}
 
 
 @pytest.mark.parametrize("unit", ["slice", "volume"])

@@ -4,7 +4,7 @@ No worker processes: at these sizes a batch is one copy out of the page cache.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,13 +67,8 @@ def augment(batch: Batch, *, flip: bool, rotate: float = 0.0, noise: float = 0.0
     """
     image, masks = batch.image, batch.annotations
     if flip:
-        mirrored, flipped, turned = torch.randint(0, 2, (3, len(batch), 1, 1, 1), device=image.device).bool()
-        if image.shape[-1] != image.shape[-2]:
-            turned = torch.zeros_like(turned)
-        image, masks = (
-            _where(turned, lambda x: x.mT, _where(flipped, _upside_down, _where(mirrored, _mirror, moved)))
-            for moved in (image, masks)
-        )
+        mirrored, flipped, turned = torch.randint(0, 2, (3, len(batch), 1, 1, 1)).bool().to(image.device)
+        image, masks = _flipped(image, mirrored, flipped, turned), _flipped(masks, mirrored, flipped, turned)
     if rotate:
         image, masks = _rotated(image, masks, rotate)
     if noise:
@@ -81,16 +76,12 @@ def augment(batch: Batch, *, flip: bool, rotate: float = 0.0, noise: float = 0.0
     return Batch(image, masks, batch.rater_mask)
 
 
-def _where(which: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-    return torch.where(which, change(images), images) if which.any() else images
-
-
-def _mirror(images: torch.Tensor) -> torch.Tensor:
-    return images.flip(-1)
-
-
-def _upside_down(images: torch.Tensor) -> torch.Tensor:
-    return images.flip(-2)
+def _flipped(images: torch.Tensor, mirrored: torch.Tensor, flipped: torch.Tensor, turned: torch.Tensor) -> torch.Tensor:
+    """Any of the symmetries of a square, of each image its own; those of an oblong where it is one."""
+    images = torch.where(mirrored, images.flip(-1), images)
+    images = torch.where(flipped, images.flip(-2), images)
+    square = images.shape[-1] == images.shape[-2]
+    return torch.where(turned, images.mT, images) if square else images
 
 
 def _rotated(image: torch.Tensor, masks: torch.Tensor, largest: float) -> tuple[torch.Tensor, torch.Tensor]:
