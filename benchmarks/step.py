@@ -165,7 +165,7 @@ def naive_head(model: ProSeg, features: torch.Tensor, rater: int) -> tuple[torch
 
 def naive_predictor(model: ProSeg, z: torch.Tensor, tau: torch.Tensor) -> torch.Tensor:
     """Logits of one draw an image: tau stands in every cell beside z. z [B, Cz, h, w], tau [B, K] -> [B, H, W]"""
-    planes = naive_standard(model, tau)[:, :, None, None].expand(-1, -1, *z.shape[2:])
+    planes = tau[:, :, None, None].expand(-1, -1, *z.shape[2:])
     of_tau = F.pad(model.from_tau.weight[:, :, None, None], (1, 1, 1, 1))  # a 3x3 kernel that looks at its own cell
     weight = torch.cat([model.from_z.weight, of_tau], 1)
     border = F.pad(torch.cat([z, planes], 1), (1, 1, 1, 1))

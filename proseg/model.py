@@ -134,13 +134,10 @@ class ProSeg(Method):
 
     def classify(self, tau: torch.Tensor) -> torch.Tensor:
         """Logits of p(r | tau). [..., K] -> [..., R]"""
-        return self.classifier(self._standard(tau))
-
-    def _standard(self, tau: torch.Tensor) -> torch.Tensor:
-        """Of mean zero and unit variance under the prior: as it is, tau's places are about 1/K and hardly heard."""
+        # Of mean zero and unit variance under the prior: as they are, its places are about 1/K and hard to tell apart.
         size = self.config.model.tau_size
         spread = math.sqrt((size - 1) / (size * self.config.model.concentration + 1)) / size
-        return (tau - 1 / size) / spread
+        return self.classifier((tau - 1 / size) / spread)
 
     def each_rater(self) -> Draws:
         alpha = self.alpha() if self.config.model.use_tau else None
@@ -175,7 +172,7 @@ class ProSeg(Method):
         """p(y | tau, z). z [M, Cz, h, w], tau [M, K] -> [M, classes, H, W]"""
         hidden = self.from_z(z.contiguous(memory_format=torch.channels_last))
         if tau is not None:
-            hidden = hidden + self.from_tau(self._standard(tau))[:, :, None, None]
+            hidden = hidden + self.from_tau(tau)[:, :, None, None]
         # A linear layer over the channels, which lie together in memory: a 1x1 convolution is slower.
         logits = self.to_logits(self.predictor(hidden).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return from_cells(logits, self.config.model.patch, size)
