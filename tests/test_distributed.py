@@ -15,7 +15,6 @@ import torch
 from torch.distributions import Dirichlet
 
 from proseg import latents
-from proseg import model as model_module
 from proseg.checkpoint import load_checkpoint
 from proseg.config import TrainConfig, parse
 from proseg.data.folds import Fold
@@ -24,6 +23,7 @@ from proseg.distributed import derive_seed, gather_objects, rank, run_ranks, see
 from proseg.errors import ConfigError, ProSegError, TrainingError
 from proseg.evaluate import evaluate
 from proseg.fit import fit
+from proseg.model import ProSeg
 from proseg.records import BEST, EPOCHS, LAST, Criterion, read_epochs
 from proseg.train import TrainState, train
 
@@ -62,16 +62,14 @@ def train_and_compare(config: str, data: Path, fold: Fold) -> Iterator[tuple[dic
 
 
 def train_without_noise(config: str, data: Path, fold: Fold) -> Iterator[dict[str, list[float]]]:
-    """Every z at its mean, every tau at its rater's (from the prior: at the middle); the weights after each epoch.
+    """Every z at its mean, every tau at its rater's; the weights after each epoch.
 
     Patched in here, because each rank is a process of its own; one rank is the process of the tests.
     """
     with pytest.MonkeyPatch.context() as patched, torch.random.fork_rng():
         patched.setattr(latents, "grid_noise", lambda shape, grid, device, generator=None: torch.zeros(shape))
         patched.setattr(Dirichlet, "rsample", lambda self, sample_shape=(): self.mean)
-        patched.setattr(
-            model_module, "draw_dirichlet", lambda alpha, generator=None: alpha.detach() / alpha.sum(-1, True)
-        )
+        patched.setattr(ProSeg, "_often_from_prior", lambda self, tau: tau)
         patched.setattr(torch, "multinomial", lambda weights, count: weights.argmax(-1, keepdim=True))
         for report in train(parse(config), Store(data), fold):
             weights = report.state.best_guess.state_dict()
