@@ -22,7 +22,7 @@ from scipy import ndimage, stats
 
 SAMPLES = 50
 SMALL = 5
-"""Pixels: a component of fewer is a speck, not a shape."""
+"""Pixels: a component of fewer, where two draws of the prior differ, is a speck and not a shape."""
 ARMS: dict[str, dict[str, Any]] = {
     "ProSeg": {},
     "without tau": {"model.use_tau": False},
