@@ -4,6 +4,7 @@ The rival has the same weights and the same random numbers, but goes through rat
 convolution for each rater's head, tau as planes beside z, the predictor once a draw, each term of the loss in a loop.
 """
 
+import math
 from functools import cache
 from itertools import product
 
@@ -18,7 +19,7 @@ from proseg.data.batches import Batch
 from proseg.losses import Loss
 from proseg.method import Method
 from proseg.methods import build
-from proseg.model import CANDIDATES, LOG_VARIANCE_BOUND, ProSeg
+from proseg.model import CANDIDATES, DRAWS_A_RATER, LOG_VARIANCE_BOUND, ProSeg
 from proseg.recipes import MODERN, PAPER
 from proseg.train import channels_last, make_optimizer, train_step
 
@@ -100,28 +101,23 @@ def naive_proseg(model: ProSeg, batch: Batch) -> Loss:
     images, raters, device = len(batch), model.raters, features.device
     shape = (images, raters, m.z_channels, *features.shape[-2:])
     # All random numbers first, in the order in which `ProSeg.predict` draws them.
-    count = 2 if weights.w_es else 1
-    z_noise = [naive_noise(shape, m.z_grid, device) for _ in range(count)]
-    taus = Dirichlet(alpha[:, None].expand(images, -1, count, -1)).rsample()
-    heard = naive_exchange(model, taus) if count > 1 else taus
+    z_noise = naive_noise(shape, m.z_grid, device)
+    taus = Dirichlet(alpha.expand(images, -1, -1)).rsample()
     chosen = torch.multinomial(batch.rater_mask.float(), 1)[:, 0]
 
     share = batch.rater_mask / batch.rater_mask.sum(1, keepdim=True)
     terms = dict.fromkeys(("seg", "cls", "kl_z", "kl_tau"), torch.zeros((), device=device))
-    draws, first_z = [], []
-    for r in range(raters):
-        mean, deviation = naive_head(model, features, r)
-        z = [mean + deviation * noise[:, r] for noise in z_noise]
-        first_z.append(z[0])
-        pairs = zip(z, heard[:, r].unbind(1), strict=True)
-        draws.append([torch.sigmoid(naive_predictor(model, one, tau)) for one, tau in pairs])
+    posteriors = [naive_head(model, features, r) for r in range(raters)]
+    first_z = []
+    for r, (mean, deviation) in enumerate(posteriors):
+        first_z.append(mean + deviation * z_noise[:, r])
+        p = torch.sigmoid(naive_predictor(model, first_z[r], taus[:, r]))
         truth, mine = batch.annotations[:, r].float(), share[:, r]
-        for one in draws[r]:
-            terms["seg"] = terms["seg"] + (naive_segmentation(one, truth, weights.segmentation) * mine).mean() / len(z)
         right = torch.full((images,), r, device=device)
-        wrong = F.cross_entropy(naive_rater(model, taus[:, r, 0]), right, reduction="none")
+        wrong = F.cross_entropy(naive_rater(model, taus[:, r]), right, reduction="none")
         divergence = kl_divergence(Normal(mean, deviation), Normal(0.0, 1.0)).mean((1, 2, 3))
         from_prior = kl_divergence(Dirichlet(alpha[r]), Dirichlet(torch.full_like(alpha[r], m.concentration)))
+        terms["seg"] = terms["seg"] + (naive_segmentation(p, truth, weights.segmentation) * mine).mean()
         terms["cls"] = terms["cls"] + (wrong * mine).mean()
         terms["kl_z"] = terms["kl_z"] + (divergence * mine).mean()
         terms["kl_tau"] = terms["kl_tau"] + from_prior * mine.mean()
@@ -130,7 +126,7 @@ def naive_proseg(model: ProSeg, batch: Batch) -> Loss:
     factors = {"seg": 1.0, "rec": weights.w_rec, "cls": weights.w_cls, "kl_z": weights.beta_z,
                "kl_tau": weights.beta_tau, "es": weights.w_es}  # fmt: skip
     if weights.w_es:
-        terms["es"] = naive_energy_score(draws, batch.annotations.float(), share)
+        terms["es"] = naive_energy_score(naive_diverse(model, posteriors), batch.annotations.float(), share)
     total = sum((factors[name] * term for name, term in terms.items()), torch.zeros((), device=device))
     return Loss(total, {name: term.detach() for name, term in terms.items()})
 
@@ -165,9 +161,10 @@ def naive_head(model: ProSeg, features: torch.Tensor, rater: int) -> tuple[torch
 
 def naive_predictor(model: ProSeg, z: torch.Tensor, tau: torch.Tensor) -> torch.Tensor:
     """Logits of one draw an image: tau stands in every cell beside z. z [B, Cz, h, w], tau [B, K] -> [B, H, W]"""
-    planes = tau[:, :, None, None].expand(-1, -1, *z.shape[2:])
-    of_tau = F.pad(model.from_tau.weight[:, :, None, None], (1, 1, 1, 1))  # a 3x3 kernel that looks at its own cell
-    weight = torch.cat([model.from_z.weight, of_tau], 1)
+    heard = model.from_tau(naive_standard(model, tau))
+    planes = heard[:, :, None, None].expand(-1, -1, *z.shape[2:])
+    of_tau = torch.eye(heard.shape[1], device=z.device)[:, :, None, None]
+    weight = torch.cat([model.from_z.weight, F.pad(of_tau, (1, 1, 1, 1))], 1)  # the planes are read at their own cell
     border = F.pad(torch.cat([z, planes], 1), (1, 1, 1, 1))
     hidden = model.predictor(F.conv2d(border, weight, model.from_z.bias))
     cells = F.conv2d(hidden, model.to_logits.weight[:, :, None, None], model.to_logits.bias)
@@ -204,16 +201,32 @@ def _deviation(rows: int, columns: int, height: int, width: int, device: torch.d
     return F.interpolate(cells, (height, width), mode="bilinear").square().sum(0).sqrt()
 
 
-def naive_exchange(model: ProSeg, tau: torch.Tensor) -> torch.Tensor:
-    """Half of the taus [B, R, N, K] exchanged for the first candidate from the prior that is like that rater's."""
-    like_tau = tau.detach()[..., None, :].expand(-1, -1, -1, CANDIDATES, -1)
-    candidates = Dirichlet(torch.full_like(like_tau, model.config.model.concentration)).sample()
-    coins, heard = torch.rand(tau.shape[:-1], device=tau.device), tau.clone()
-    for i, r, n in product(*map(range, tau.shape[:-1])):
-        places = (naive_rater(model, candidates[i, r, n]).argmax(1) == r).nonzero()
-        if len(places) and coins[i, r, n] < 0.5:
-            heard[i, r, n] = candidates[i, r, n, places[0, 0]]
-    return heard
+def naive_diverse(model: ProSeg, posteriors: list[tuple[torch.Tensor, torch.Tensor]]) -> list[list[torch.Tensor]]:
+    """Draws in the name of each rater, tau from the prior, one after the other. [rater][draw] -> [B, H, W]"""
+    m, mean = model.config.model, posteriors[0][0]
+    shape = (len(mean), model.raters, DRAWS_A_RATER)
+    taus = naive_prior(model, shape)
+    noise = naive_noise((math.prod(shape), *mean.shape[1:]), m.z_grid, mean.device).unflatten(0, shape)
+    maps: list[list[torch.Tensor]] = [[] for _ in posteriors]
+    for r, n in product(range(model.raters), range(DRAWS_A_RATER)):
+        mean, deviation = posteriors[r]
+        maps[r].append(torch.sigmoid(naive_predictor(model, mean + deviation * noise[:, r, n], taus[:, r, n])))
+    return maps
+
+
+@torch.no_grad()
+def naive_prior(model: ProSeg, shape: tuple[int, int, int]) -> torch.Tensor:
+    """The first candidate from the prior that is like that rater's, or else the rater's own. -> [B, R, N, K]"""
+    alpha = model.alpha()
+    own = alpha[:, None, None].expand(*shape, 1, -1)
+    prior = torch.full_like(alpha[0], model.config.model.concentration).expand(*shape, CANDIDATES, -1)
+    candidates = Dirichlet(torch.cat([prior, own], 3)).sample()
+    taus = candidates[..., -1, :].clone()
+    for i, r, n in product(*map(range, shape)):
+        places = (naive_rater(model, candidates[i, r, n, :-1]).argmax(1) == r).nonzero()
+        if len(places):
+            taus[i, r, n] = candidates[i, r, n, places[0, 0]]
+    return taus
 
 
 def naive_segmentation(p: torch.Tensor, truth: torch.Tensor, kind: str) -> torch.Tensor:

@@ -60,9 +60,8 @@ class LossConfig(_Part):
     beta_tau: NonNegativeFloat = 1.0
     """Weight of KL(q(tau|r) || Dir(alpha_0))."""
     w_es: NonNegativeFloat = 0.0
-    """Weight of the energy score (`proseg.losses.energy_score`); 0 is the paper's. It takes two draws for each rater,
-    half of them with a tau from the prior; the segmentation term is then averaged over both. A method without noise
-    has no use for it."""
+    """Weight of the energy score (`proseg.losses.energy_score`); 0 is the paper's. It is taken of two draws for each
+    rater, made as they will be generated: with tau from the prior. A method without noise has no use for it."""
 
 
 class OptimConfig(_Part):

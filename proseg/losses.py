@@ -1,6 +1,6 @@
 """The negative ELBO (eq. 7 to 9) and the energy score, every weight a field of the configuration.
 
-Letters: B images, R raters, N samples, C channels, classes K (of foreground), H x W pixels.
+Letters: B images, R raters, N draws, C channels, classes K (of foreground), H x W pixels.
 """
 
 from dataclasses import dataclass, replace
@@ -15,10 +15,10 @@ from proseg.latents import Posterior, kl_tau, kl_z
 
 @dataclass(frozen=True)
 class Prediction:
-    """Draws of the latents for every rater, and what the objective needs of them. None: the model has no such part."""
+    """A draw of the latents for every rater, and what the objective needs of it. None: the model has no such part."""
 
     logits: torch.Tensor
-    """[B, R, N, K, H, W], of p(y_r | tau_r, z_r) for N draws in the name of each rater; the background's is zero."""
+    """[B, R, K, H, W], of p(y_r | tau_r, z_r); the background's is zero."""
     reconstruction: torch.Tensor | None = None
     """[B, C, H, W], of the image from one rater's z."""
     rater_logits: torch.Tensor | None = None
@@ -27,6 +27,9 @@ class Prediction:
     """[B, R, ...]"""
     alpha: torch.Tensor | None = None
     """[R, K], concentrations of q(tau_r | r)."""
+    diverse: torch.Tensor | None = None
+    """[B, R, N, K, H, W], logits of N independent draws in the name of each rater with tau from the prior (eq. 11), for
+    the energy score."""
 
     def float(self) -> "Prediction":
         """In single precision: sums over an image do not fit into half of it."""
@@ -71,9 +74,9 @@ def _objective(p: Prediction, batch: Batch, config: LossConfig, concentration: f
         terms["kl_z"] = config.beta_z, over_raters(kl_z(p.posterior))
     if p.alpha is not None:
         terms["kl_tau"] = config.beta_tau, over_raters(kl_tau(p.alpha, concentration).expand_as(share))
-    if p.logits.shape[2] > 1:
-        masks = planes(batch.annotations, p.logits.shape[3])
-        terms["es"] = config.w_es, energy_score(probabilities(p.logits), masks, share).mean()
+    if p.diverse is not None:
+        masks = planes(batch.annotations, p.diverse.shape[3])
+        terms["es"] = config.w_es, energy_score(probabilities(p.diverse), masks, share).mean()
     total = torch.stack([weight * term for weight, term in terms.values()]).sum()
     return Loss(total, {name: term.detach() for name, (_, term) in terms.items()})
 
@@ -101,22 +104,22 @@ def with_background(logits: torch.Tensor) -> torch.Tensor:
 def segmentation(logits: torch.Tensor, annotations: torch.Tensor, kind: str) -> torch.Tensor:
     """-log p(y_r | tau_r, z_r), a mean over pixels, or one minus the soft Dice (a mean over classes), or both.
 
-    logits [B, R, N, K, H, W], annotations [B, R, H, W] with labels 0..K -> [B, R], a mean over the N draws
+    logits [B, R, K, H, W], annotations [B, R, H, W] with labels 0..K -> [B, R]
     """
-    classes = logits.shape[3]
-    truth = planes(annotations, classes)[:, :, None].expand_as(logits)
-    loss = torch.zeros(logits.shape[:3], device=logits.device)
+    classes = logits.shape[2]
+    truth = planes(annotations, classes)
+    loss = torch.zeros(logits.shape[:2], device=logits.device)
     if kind in ("ce", "ce_dice"):
         if classes == 1:
-            entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").squeeze(3)
+            entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").squeeze(2)
         else:  # by planes: torch's cross-entropy over labels is not deterministic on a GPU
-            entropy = torch.logsumexp(with_background(logits), 3) - (truth * logits).sum(3)
+            entropy = torch.logsumexp(with_background(logits), 2) - (truth * logits).sum(2)
         loss = loss + entropy.mean((-2, -1))
     if kind in ("dice", "ce_dice"):
         p = probabilities(logits)
         overlap, areas = (p * truth).sum((-2, -1)), (p + truth).sum((-2, -1))
-        loss = loss + (1 - (2 * overlap + 1) / (areas + 1)).mean(3)  # the ones: two empty masks agree
-    return loss.mean(2)
+        loss = loss + (1 - (2 * overlap + 1) / (areas + 1)).mean(2)  # the ones: two empty masks agree
+    return loss
 
 
 def energy_score(samples: torch.Tensor, annotations: torch.Tensor, share: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from proseg.config import TrainConfig
 from proseg.data.batches import Batch
+from proseg.distributed import default_generator
 from proseg.latents import Posterior, draw_dirichlet
 from proseg.losses import Loss, Prediction, objective
 from proseg.method import Draws, Method
@@ -22,8 +23,12 @@ LOG_VARIANCE_BOUND = 6.0
 """log sigma^2 lies in (-6, 6): an unbounded exponential is a known source of NaN."""
 INITIAL_LOG_VARIANCE = -3.0
 SMALLEST_ALPHA = 1e-2
-INITIAL_PREFERENCE = 2.0
+TAU_WIDTH = 32
+"""Hidden units of the two small networks that read tau."""
+INITIAL_PREFERENCE = 8.0
 """What a rater's alpha has more than the prior's on the rater's own places of tau, at first."""
+DRAWS_A_RATER = 2
+"""Of the energy score, which needs two independent ones."""
 CANDIDATES = 32
 """Draws from the prior of tau, among which one that is a given rater's is looked for."""
 
@@ -63,9 +68,11 @@ class ProSeg(Method):
             )  # fmt: skip
         if m.use_tau:
             self.embedding = nn.Parameter(_initial_embedding(raters, m.tau_size, m.concentration))
-            self.classifier = nn.Sequential(nn.Linear(m.tau_size, 32), nn.ReLU(), nn.Linear(32, raters))
-            self.from_tau = nn.Linear(m.tau_size, hidden, bias=False)
-            nn.init.zeros_(self.from_tau.weight)  # silent at first: its noise would drown the image
+            self.classifier = nn.Sequential(nn.Linear(m.tau_size, TAU_WIDTH), nn.ReLU(), nn.Linear(TAU_WIDTH, raters))
+            # Not linear in tau: the prior lies between the raters, and is to spread wider than they do.
+            first, last = nn.Linear(m.tau_size, TAU_WIDTH), nn.Linear(TAU_WIDTH, hidden, bias=False)
+            nn.init.zeros_(last.weight)  # silent at first: its noise would drown the image
+            self.from_tau = nn.Sequential(first, nn.LeakyReLU(0.1), last)
         # tau is constant over the image, so its share of the predictor's first convolution is a bias. No normalisation
         # follows: it would take a bias out again.
         self.from_z = nn.Conv2d(z, hidden, 3, padding=1)
@@ -80,44 +87,48 @@ class ProSeg(Method):
         return objective(prediction, batch, self.config.loss, self.config.model.concentration)
 
     def predict(self, image: torch.Tensor, rater_mask: torch.Tensor) -> Prediction:
-        """Draw z and tau for every rater. image [B, C, H, W], rater_mask [B, R] bool."""
+        """Draw z and tau for every rater, and for the energy score as `prior` does. [B, C, H, W], [B, R] bool."""
         m, (batch, raters) = self.config.model, rater_mask.shape
         encoding = self.encode(image)
-        draws = 2 if self.config.loss.w_es else 1  # the energy score needs two independent ones
         posterior = encoding.posterior
-        if m.use_z:
-            z = torch.stack([posterior.draw(m.z_grid) for _ in range(draws)], 2)  # [B, R, N, Cz, h, w]
-        else:
-            z = posterior.mean[:, :, None].expand(-1, raters, draws, -1, -1, -1)
+        z = posterior.draw(m.z_grid) if m.use_z else posterior.mean.expand(-1, raters, -1, -1, -1)
         alpha = self.alpha() if m.use_tau else None
-        tau = None if alpha is None else Dirichlet(alpha[:, None].expand(batch, -1, draws, -1), False).rsample()
-        heard = tau if tau is None or draws == 1 else self._often_from_prior(tau)  # [B, R, N, K]
-        logits = self._logits(z.flatten(0, 2), None if heard is None else heard.flatten(0, 2), encoding.size)
+        tau = None if alpha is None else Dirichlet(alpha.expand(batch, -1, -1), validate_args=False).rsample()
+        logits = self._logits(z.flatten(0, 1), None if tau is None else tau.flatten(0, 1), encoding.size)
         # One present rater an image is enough for an unbiased estimate of the reconstruction term.
         chosen = torch.multinomial(rater_mask.float(), 1).squeeze(1)
-        one_z = z[torch.arange(batch, device=z.device), chosen, 0]
+        one_z = z[torch.arange(batch, device=z.device), chosen]
         return Prediction(
-            logits=logits.unflatten(0, (batch, raters, draws)),
+            logits=logits.unflatten(0, (batch, raters)),
             reconstruction=from_cells(self.decoder(one_z), m.patch, encoding.size) if m.use_z else None,
-            rater_logits=None if tau is None else self.classify(tau[:, :, 0]),
+            rater_logits=None if tau is None else self.classify(tau),
             posterior=posterior if m.use_z else None,
             alpha=alpha,
+            diverse=self._diverse(encoding, batch) if self.config.loss.w_es else None,
         )
 
-    def _often_from_prior(self, tau: torch.Tensor) -> torch.Tensor:
-        """Every other tau, by a coin of its own, is exchanged for one from the prior that the classifier takes for that
-        rater's: so will `prior` draw, and the predictor must know it. [B, R, N, K] of q(tau_r | r) -> the same
+    def _diverse(self, encoding: Encoding, batch: int) -> torch.Tensor:
+        """Draws as `prior` makes them, as many in the name of each rater: logits [B, R, N, K, H, W].
 
-        Draws of one rater stay independent and alike, as the energy score wants them. Where none of the candidates is
-        the rater's, tau stays.
+        They, and not those of q(tau_r | r), bear the spread: a tau of a rater's own asks for what that rater would
+        draw, one from the prior for what anyone might.
         """
-        alpha = torch.full_like(tau, self.config.model.concentration)[..., None, :].expand(*[-1] * 3, CANDIDATES, -1)
-        candidates = Dirichlet(alpha, validate_args=False).sample()  # [B, R, N, candidates, K]
-        raters = torch.arange(self.raters, device=tau.device)[:, None, None]
-        theirs = self.classify(candidates).argmax(-1) == raters
-        first = theirs.float().argmax(-1)[..., None, None].expand(*tau.shape[:-1], 1, tau.shape[-1])
-        chosen = theirs.any(-1) & (torch.rand(tau.shape[:-1], device=tau.device) < 0.5)
-        return torch.where(chosen[..., None], candidates.gather(3, first).squeeze(3), tau)
+        who = torch.arange(self.raters, device=self.device).repeat_interleave(DRAWS_A_RATER).repeat(batch)
+        tau = self._prior_of(who) if self.config.model.use_tau else None
+        image = torch.arange(batch, device=self.device).repeat_interleave(self.raters * DRAWS_A_RATER)
+        logits = self.decode(encoding, image, Draws(who, tau, default_generator(self.device)))
+        return logits.unflatten(0, (batch, self.raters, DRAWS_A_RATER))
+
+    @torch.no_grad()
+    def _prior_of(self, who: torch.Tensor) -> torch.Tensor:
+        """Taus from the prior that the classifier takes for those raters'; from q(tau_r | r) where it finds none among
+        the candidates. [M] -> [M, K]"""
+        own = self.alpha()[who][:, None]
+        prior = torch.full_like(own, self.config.model.concentration).expand(-1, CANDIDATES, -1)
+        tau = Dirichlet(torch.cat([prior, own], 1), validate_args=False).sample()  # [M, candidates + 1, K]
+        theirs = self.classify(tau).argmax(-1) == who[:, None]
+        theirs[:, -1] = True
+        return tau[torch.arange(len(who), device=who.device), theirs.float().argmax(1)]
 
     def encode(self, image: torch.Tensor) -> Encoding:
         heads = self.heads(self.trunk(image)).contiguous()
@@ -134,10 +145,13 @@ class ProSeg(Method):
 
     def classify(self, tau: torch.Tensor) -> torch.Tensor:
         """Logits of p(r | tau). [..., K] -> [..., R]"""
-        # Of mean zero and unit variance under the prior: as they are, its places are about 1/K and hard to tell apart.
+        return self.classifier(self._standard(tau))
+
+    def _standard(self, tau: torch.Tensor) -> torch.Tensor:
+        """Of mean zero and unit variance under the prior: as they are, its places are about 1/K and hardly heard."""
         size = self.config.model.tau_size
         spread = math.sqrt((size - 1) / (size * self.config.model.concentration + 1)) / size
-        return self.classifier((tau - 1 / size) / spread)
+        return (tau - 1 / size) / spread
 
     def each_rater(self) -> Draws:
         alpha = self.alpha() if self.config.model.use_tau else None
@@ -172,17 +186,17 @@ class ProSeg(Method):
         """p(y | tau, z). z [M, Cz, h, w], tau [M, K] -> [M, classes, H, W]"""
         hidden = self.from_z(z.contiguous(memory_format=torch.channels_last))
         if tau is not None:
-            hidden = hidden + self.from_tau(tau)[:, :, None, None]
+            hidden = hidden + self.from_tau(self._standard(tau))[:, :, None, None]
         # A linear layer over the channels, which lie together in memory: a 1x1 convolution is slower.
         logits = self.to_logits(self.predictor(hidden).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return from_cells(logits, self.config.model.patch, size)
 
 
 def _initial_embedding(raters: int, size: int, concentration: float) -> torch.Tensor:
-    """[R, K]. Every rater starts at the prior, leaning to its own places of tau.
+    """[R, K]. Every rater starts at the prior, leaning strongly to places of its own.
 
-    Together the raters then fill the prior about evenly (the mean over k of Dir(1 + e_k) IS Dir(1)): a tau from the
-    prior is like some rater's, and the classifier can tell them apart from the first step.
+    So the classifier soon tells the raters apart and shares the prior among them evenly, and the predictor can tell a
+    tau of a rater's own, which asks for that rater's outline, from most of the prior's, which ask for anyone's.
     """
     own = torch.arange(size) % raters == (torch.arange(raters) % size)[:, None]
     alpha = concentration + INITIAL_PREFERENCE * own * (raters > 1)

@@ -24,7 +24,7 @@ class MultiHeadUNet(Method):
         )  # fmt: skip
 
     def forward(self, batch: Batch) -> Loss:
-        return objective(Prediction(self.encode(batch.image)[:, :, None]), batch, self.config.loss)
+        return objective(Prediction(self.encode(batch.image)), batch, self.config.loss)
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] -> logits [B, R, classes, H, W]"""

@@ -17,8 +17,8 @@ what angles it rotates: here by quarter turns, `data.rotate` for others; it adds
 MODERN: dict[str, Any] = {
     "model.patch": 2, "model.width": 16, "model.levels": 4, "model.z_channels": 8, "model.z_grid": 8,
     "model.predictor_width": 16,
-    "loss.segmentation": "ce_dice", "loss.w_rec": 0.1, "loss.w_cls": 0.1, "loss.beta_z": 0.03, "loss.beta_tau": 0.05,
-    "loss.w_es": 0.5,
+    "loss.segmentation": "ce_dice", "loss.w_rec": 0.1, "loss.w_cls": 0.1, "loss.beta_z": 0.03, "loss.beta_tau": 0.005,
+    "loss.w_es": 1.0,
     "optim.name": "adamw", "optim.lr": 3e-3, "optim.weight_decay": 1e-4,
     "optim.schedule": "onecycle", "optim.grad_clip": 5.0, "optim.bf16": True,
 }  # fmt: skip

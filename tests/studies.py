@@ -147,5 +147,5 @@ def tree(folder: Path) -> dict[str, bytes]:
 def awake(model: M) -> M:
     """The predictor of a fresh model does not hear tau yet; this one does."""
     if hasattr(model, "from_tau"):
-        torch.nn.init.normal_(model.from_tau.weight)
+        torch.nn.init.normal_(model.from_tau[-1].weight)
     return model

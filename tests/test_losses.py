@@ -31,8 +31,9 @@ def random() -> Callable[..., torch.Tensor]:
 @pytest.fixture
 def prediction(random: Callable[..., torch.Tensor], classes: int) -> Prediction:
     return Prediction(
-        logits=random(B, R, N, classes, H, W), reconstruction=random(B, C, H, W), rater_logits=random(B, R, R),
+        logits=random(B, R, classes, H, W), reconstruction=random(B, C, H, W), rater_logits=random(B, R, R),
         posterior=Posterior(random(B, R, CZ, H, W), random(B, R, CZ, H, W)), alpha=random(R, T).exp(),
+        diverse=random(B, R, N, classes, H, W),
     )  # fmt: skip
 
 
@@ -48,7 +49,8 @@ def batch(random: Callable[..., torch.Tensor], classes: int) -> Batch:
 def part(prediction: Prediction, batch: Batch, rows: slice) -> tuple[Prediction, Batch]:
     p, b = prediction, batch
     return (
-        Prediction(p.logits[rows], p.reconstruction[rows], p.rater_logits[rows], p.posterior[rows], p.alpha),
+        Prediction(p.logits[rows], p.reconstruction[rows], p.rater_logits[rows], p.posterior[rows], p.alpha,
+                   p.diverse[rows]),
         Batch(b.image[rows], b.annotations[rows], b.rater_mask[rows]),
     )  # fmt: skip
 
@@ -66,26 +68,25 @@ def test_the_total_is_the_weighted_sum_of_the_parts(prediction: Prediction, batc
 
 
 def test_a_part_that_the_model_lacks_is_left_out(prediction: Prediction, batch: Batch):
-    loss = objective(Prediction(prediction.logits[:, :, :1]), batch, EVERYTHING)
+    loss = objective(Prediction(prediction.logits), batch, EVERYTHING)
     assert set(loss.parts) == {"seg"}
     assert loss.total == loss.parts["seg"]
 
 
 def test_every_part_is_the_mean_over_images_of_the_mean_over_present_raters(prediction: Prediction, batch: Batch):
-    parts, classes = objective(prediction, batch, EVERYTHING, 0.5).parts, prediction.logits.shape[3]
+    parts, classes = objective(prediction, batch, EVERYTHING, 0.5).parts, prediction.logits.shape[2]
     truth = planes(batch.annotations, classes)
     expected = {name: 0.0 for name in parts}
     for b in range(B):
         raters = batch.rater_mask[b].nonzero().flatten().tolist()
         for r in raters:
             share = 1 / len(raters) / B
-            for logits in prediction.logits[b, r]:
-                one = logits, batch.annotations[b, r]
-                expected["seg"] += share * (cross_entropy(*one) + dice_loss(*one)) / N
+            one = prediction.logits[b, r], batch.annotations[b, r]
+            expected["seg"] += share * (cross_entropy(*one) + dice_loss(*one))
             expected["cls"] -= share * prediction.rater_logits[b, r].log_softmax(0)[r].item()
             expected["kl_z"] += share * kl_z(prediction.posterior[b : b + 1])[0, r].item()
             expected["kl_tau"] += share * kl_tau(prediction.alpha, 0.5)[r].item()
-        expected["es"] += plain_score(probabilities(prediction.logits[b]), truth[b], raters) / B
+        expected["es"] += plain_score(probabilities(prediction.diverse[b]), truth[b], raters) / B
         expected["rec"] += (prediction.reconstruction[b] - batch.image[b]).square().mean().item() / B
     assert {name: value.item() for name, value in parts.items()} == pytest.approx(expected, rel=1e-4)
 
@@ -109,7 +110,10 @@ def test_missing_raters_contribute_nothing(prediction: Prediction, batch: Batch,
     logits, rater_logits, masks = prediction.logits.clone(), prediction.rater_logits.clone(), batch.annotations.clone()
     mean[absent], log_variance[absent], logits[absent], rater_logits[absent] = 9, 5, -30, 40
     masks[absent] = 1 - masks[absent].clamp(max=1)
-    changed = replace(prediction, logits=logits, rater_logits=rater_logits, posterior=Posterior(mean, log_variance))
+    diverse = prediction.diverse.clone()
+    diverse[absent] = -30
+    changed = replace(prediction, logits=logits, rater_logits=rater_logits, diverse=diverse,
+                      posterior=Posterior(mean, log_variance))  # fmt: skip
     one = objective(prediction, batch, config, 0.5)
     other = objective(changed, replace(batch, annotations=masks), config, 0.5)
     torch.testing.assert_close(other.total, one.total)
@@ -118,7 +122,7 @@ def test_missing_raters_contribute_nothing(prediction: Prediction, batch: Batch,
 
 def test_a_rater_who_is_missing_everywhere_gets_no_gradient(prediction: Prediction, batch: Batch):
     present = torch.tensor([True, False, True]).expand(B, R)
-    names = ("alpha", "logits", "rater_logits")
+    names = ("alpha", "logits", "rater_logits", "diverse")
     free = {name: getattr(prediction, name).clone().requires_grad_() for name in names}
     moved = replace(prediction, **free)
     objective(moved, replace(batch, rater_mask=present), EVERYTHING, 0.5).total.backward()
@@ -159,7 +163,7 @@ def test_segmentation_agrees_with_plain_loops(prediction: Prediction, batch: Bat
     terms = {"ce": [cross_entropy], "dice": [dice_loss], "ce_dice": [cross_entropy, dice_loss]}[kind]
     for b in range(B):
         for r in range(R):
-            value = sum(term(one, batch.annotations[b, r]) for one in logits[b, r] for term in terms) / N
+            value = sum(term(logits[b, r], batch.annotations[b, r]) for term in terms)
             assert found[b, r].item() == pytest.approx(value, rel=1e-4)
 
 
@@ -169,7 +173,7 @@ def test_segmentation_of_an_undecided_map(kind: str, undecided: float | None):
     masks = torch.zeros(1, 1, 4, 6, dtype=torch.uint8)
     masks[..., :3] = 1
     expected = math.log(2) + 1 - 13 / 25 if undecided is None else undecided
-    assert segmentation(torch.zeros(1, 1, 1, 1, 4, 6), masks, kind).item() == pytest.approx(expected)
+    assert segmentation(torch.zeros(1, 1, 1, 4, 6), masks, kind).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -178,9 +182,9 @@ def test_segmentation_of_a_perfect_map_is_zero_and_of_a_wrong_one_is_not(
     batch: Batch, classes: int, kind: str, label: int
 ):
     masks = batch.annotations if label < 0 else torch.full_like(batch.annotations, label)
-    right = ((2 * planes(masks, classes) - 1) * 50)[:, :, None]
+    right = (2 * planes(masks, classes) - 1) * 50
     torch.testing.assert_close(segmentation(right, masks, kind), torch.zeros(B, R))
-    wrong = ((2 * planes((masks + 1) % (1 + classes), classes) - 1) * 50)[:, :, None]
+    wrong = (2 * planes((masks + 1) % (1 + classes), classes) - 1) * 50
     assert (segmentation(wrong, masks, kind) > 0.3).all()
 
 
@@ -194,9 +198,9 @@ def test_planes_are_one_mask_a_class(batch: Batch, classes: int):
 
 def test_probabilities_and_the_backgrounds_sum_to_one(prediction: Prediction, classes: int):
     found = probabilities(prediction.logits)
-    whole = with_background(prediction.logits).softmax(3)
-    torch.testing.assert_close(found, whole[:, :, :, 1:])
-    torch.testing.assert_close(found.sum(3) + whole[:, :, :, 0], torch.ones(B, R, N, H, W))
+    whole = with_background(prediction.logits).softmax(2)
+    torch.testing.assert_close(found, whole[:, :, 1:])
+    torch.testing.assert_close(found.sum(2) + whole[:, :, 0], torch.ones(B, R, H, W))
 
 
 # The energy score

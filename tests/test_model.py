@@ -13,7 +13,7 @@ from proseg.data.batches import Batch
 from proseg.generate import maps, mean_maps, sample_personal, sample_prior
 from proseg.latents import Posterior, draw_dirichlet
 from proseg.method import Draws
-from proseg.model import LOG_VARIANCE_BOUND, Encoding, ProSeg
+from proseg.model import DRAWS_A_RATER, INITIAL_PREFERENCE, LOG_VARIANCE_BOUND, Encoding, ProSeg
 from tests.studies import awake
 
 SIZES = [(32, 32), (19, 30), (17, 17), (7, 5), (1, 1)]
@@ -72,7 +72,8 @@ def test_shapes(
     batch = batch_for(model, *size)
     found = model.predict(batch.image, batch.rater_mask)
     cells = tuple(-(-side // patch) for side in size)
-    assert found.logits.shape == (2, raters, 2, classes, *size)
+    assert found.logits.shape == (2, raters, classes, *size)
+    assert found.diverse.shape == (2, raters, DRAWS_A_RATER, classes, *size)
     assert found.reconstruction.shape == (2, channels, *size)
     assert found.rater_logits.shape == (2, raters, raters)
     assert found.posterior.mean.shape == found.posterior.log_variance.shape == (2, raters, 2, *cells)
@@ -90,15 +91,59 @@ def test_any_depth_takes_any_size(levels: int, encoder: str):
     assert model.encode(images(2, 1, 19, 30)).posterior.mean.shape == (2, R, 2, 19, 30)
 
 
-@pytest.mark.parametrize(("w_es", "draws"), [(0.0, 1), (0.5, 2)])
 @pytest.mark.usefixtures("global_rng")
-def test_a_second_draw_is_made_for_the_energy_score_alone(w_es: float, draws: int):
-    model = small(loss__w_es=w_es)
-    batch = batch_for(model, 9, 8)
-    found = model.predict(batch.image, batch.rater_mask).logits
-    assert found.shape[2] == draws
-    assert ("es" in model(batch).parts) == (draws > 1)
-    assert len(found.detach().reshape(-1, 72).unique(dim=0)) == 2 * R * draws, "no two draws are the same"
+def test_without_the_energy_score_nothing_is_drawn_for_it():
+    model = small()
+    found = model.predict(images(2, 1, 9, 8), torch.ones(2, R, dtype=torch.bool))
+    assert found.diverse is None
+    assert "es" not in model(batch_for(model, 9, 8)).parts
+
+
+@pytest.mark.parametrize("changes", [{}, {"use_tau": False}, {"use_z": False}], ids=str)
+@pytest.mark.usefixtures("global_rng")
+def test_the_energy_score_s_draws_are_all_different_and_in_the_name_of_each_rater(changes: dict[str, bool]):
+    model, image = small(loss__w_es=1.0, z_grid=4, **changes), images(2, 1, 16, 16)
+    with torch.no_grad():
+        found = model._diverse(model.encode(image), 2)
+    assert len(found.reshape(-1, 256).unique(dim=0)) == 2 * R * DRAWS_A_RATER
+    if model.config.model.use_z:  # move one rater's z: that rater's draws alone follow
+        torch.manual_seed(0)
+        with torch.no_grad():
+            one = model._diverse(model.encode(image), 2)
+            model.heads.bias.view(R, 2, 2)[1, 0] += 1
+            torch.manual_seed(0)
+            other = model._diverse(model.encode(image), 2)
+        assert (one != other).flatten(2).any(2).all(0).tolist() == [False, True, False]
+
+
+def test_taus_of_the_energy_score_come_from_the_prior_and_are_that_rater_s():
+    """Two raters who share the prior between them: what is drawn for one is like the prior given that it is theirs."""
+    model = small(raters=2, tau_size=2, concentration=1.0)
+    with torch.no_grad():
+        model.embedding.copy_(torch.tensor([[20.0, -20.0], [-20.0, 20.0]]))  # q is all but certain
+        model.classifier[0].weight.copy_(torch.cat([torch.eye(2)] * 16))
+        model.classifier[0].bias.zero_()
+        model.classifier[2].weight.copy_(torch.stack([torch.tensor([1.0, 0.0] * 16), torch.tensor([0.0, 1.0] * 16)]))
+        model.classifier[2].bias.zero_()
+        who = torch.tensor([0, 1]).repeat(500)
+        torch.manual_seed(0)
+        tau = model._prior_of(who)
+    assert torch.equal(tau.argmax(1), who), "whatever is drawn is the rater's by the classifier"
+    largest = tau.amax(1)  # of Dir(1, 1): uniform in 1/2..1
+    assert abs(largest.mean() - 0.75) < 0.02
+    assert abs(largest.std() - 0.5 / 12**0.5) < 0.02
+
+
+def test_a_rater_whom_the_prior_never_gives_is_drawn_from_its_own_posterior():
+    model = small(raters=2)
+    with torch.no_grad():
+        model.classifier[2].weight.zero_()
+        model.classifier[2].bias.copy_(torch.tensor([1.0, 0.0]))  # all taus are taken for the first rater's
+        torch.manual_seed(0)
+        model.embedding.copy_(torch.tensor([[-20.0, -20.0, 20.0], [20.0, -20.0, -20.0]]))
+        tau = model._prior_of(torch.ones(50, dtype=torch.long))
+    assert (tau.argmax(1) == 0).all()
+    assert tau[:, 0].mean() > 0.9
 
 
 @pytest.mark.parametrize(("z_channels", "tau_size", "raters"), [(1, 2, 1), (5, 4, 2), (16, 8, 4), (3, 11, 5)])
@@ -137,30 +182,13 @@ def test_alpha_is_positive_whatever_the_embedding():
 def test_every_rater_starts_at_the_prior_leaning_to_places_of_its_own(raters: int, tau_size: int, concentration: float):
     alpha = small(raters=raters, tau_size=tau_size, concentration=concentration).alpha().detach()
     lean = alpha - concentration
-    assert (((lean.abs() < 1e-4) | ((lean - 2).abs() < 1e-4)).all(1) & (lean > 1).any(1)).all()
+    assert (((lean.abs() < 1e-4) | ((lean - INITIAL_PREFERENCE).abs() < 1e-4)).all(1) & (lean > 1).any(1)).all()
     if tau_size >= raters:
         assert ((lean > 1).sum(0) == 1).all(), "no two raters share a place"
 
 
 def test_a_single_rater_starts_at_the_prior():
     torch.testing.assert_close(small(raters=1, concentration=1.5).alpha(), torch.full((1, 3), 1.5))
-
-
-def test_half_of_the_taus_in_training_come_from_the_prior_as_that_rater_s():
-    model = small(raters=2, tau_size=2, concentration=1.0)
-    with torch.no_grad():
-        model.embedding.copy_(torch.tensor([[20.0, -20.0], [-20.0, 20.0]]))  # q is all but certain
-        model.classifier[0].weight.copy_(torch.cat([torch.eye(2)] * 16))
-        model.classifier[0].bias.zero_()
-        model.classifier[2].weight.copy_(torch.stack([torch.tensor([1.0, 0.0] * 16), torch.tensor([0.0, 1.0] * 16)]))
-        model.classifier[2].bias.zero_()
-        tau = torch.tensor([[1.0, 0.0], [0.0, 1.0]])[None, :, None].expand(400, -1, 2, -1)
-        torch.manual_seed(0)
-        heard = model._often_from_prior(tau)
-    assert torch.equal(heard.argmax(-1), tau.argmax(-1)), "whatever is heard is the rater's by the classifier"
-    exchanged = (heard != tau).any(-1).float()
-    assert 0.45 < exchanged.mean() < 0.55
-    assert 0.2 < (exchanged[..., 0] * exchanged[..., 1]).mean() < 0.3, "each draw has a coin of its own"
 
 
 @pytest.mark.parametrize("concentration", [1e-2, 1e3])
@@ -358,21 +386,17 @@ def test_samples_differ_in_connected_regions_only_with_a_coarse_grid():
 def test_the_predictor_of_a_fresh_model_does_not_hear_tau_yet():
     torch.manual_seed(0)
     model = ProSeg(TrainConfig().with_values({"model.width": 4, "model.levels": 2}), channels=1, raters=R)
-    assert not model.from_tau.weight.any()
+    assert not model.from_tau[-1].weight.any()
     model.train()
     batch = batch_for(model, 16, 16)
     model(batch).total.backward()
-    assert model.from_tau.weight.grad is not None
-    assert model.from_tau.weight.grad.any()  # but it can learn to
+    assert model.from_tau[-1].weight.grad is not None
+    assert model.from_tau[-1].weight.grad.any()  # but it can learn to
 
 
 @pytest.mark.parametrize(("concentration", "size"), [(0.1, 4), (1.0, 8), (10.0, 3)])
 def test_the_network_is_given_tau_in_its_prior_s_units(concentration: float, size: int):
     model = small(tau_size=size, concentration=concentration)
-    tau = draw_dirichlet(torch.full((20_000, size), concentration), seeded())
-    heard: list[torch.Tensor] = []
-    handle = model.classifier.register_forward_pre_hook(lambda _, given: heard.append(given[0]))
-    model.classify(tau)
-    handle.remove()
-    assert heard[0].mean().abs() < 0.01
-    assert abs(heard[0].std() - 1) < 0.02
+    heard = model._standard(draw_dirichlet(torch.full((20_000, size), concentration), seeded()))
+    assert heard.mean().abs() < 0.01
+    assert abs(heard.std() - 1) < 0.02
