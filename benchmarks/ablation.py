@@ -169,7 +169,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/ablation.jsonl"))
     parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folds", type=int, default=4)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))

@@ -43,13 +43,6 @@ def seed_everything(*parts: object) -> None:
     torch.manual_seed(derive_seed(*parts))
 
 
-def default_generator(device: torch.device) -> torch.Generator:
-    """The generator that `seed_everything` seeds, of this device."""
-    if device.type == "cuda":
-        return torch.cuda.default_generators[device.index or 0]
-    return torch.default_generator
-
-
 def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
 

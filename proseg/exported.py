@@ -59,7 +59,7 @@ class ExportedModel:
             seed: the same seed gives the same draws.
 
         Raises:
-            DataError: the image has another number of channels, or holds values that are not finite.
+            DataError: the image has another number of channels, no pixels, or values that are not finite.
         """
         if samples < 1:
             raise DataError(f"samples = {samples} must be at least 1")
@@ -83,6 +83,8 @@ class ExportedModel:
                 f"the image has shape {np.shape(image)}; the model takes {self.model.channels} channel(s), "
                 "[H, W] or [C, H, W]"
             )
+        if not pixels.size:
+            raise DataError(f"the image has no pixels: its shape is {np.shape(image)}")
         if not np.isfinite(pixels).all():
             raise DataError("the image holds values that are not finite")
         return normalise(torch.from_numpy(pixels.copy()), self.data["window"])[None].to(self.model.device)

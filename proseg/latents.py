@@ -22,6 +22,11 @@ class Posterior:
     def __getitem__(self, index) -> "Posterior":
         return Posterior(self.mean[index], self.log_variance[index])
 
+    def expand(self, *leading: int) -> "Posterior":
+        """The same for other leading axes, as `torch.Tensor.expand`."""
+        last = self.mean.shape[-3:]
+        return Posterior(self.mean.expand(*leading, *last), self.log_variance.expand(*leading, *last))
+
     def draw(self, grid: int | None, generator: torch.Generator | None = None) -> torch.Tensor:
         """A sample of z for every mean. With a generator the noise is drawn on the generator's device."""
         device = self.mean.device if generator is None else generator.device

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from proseg.config import TrainConfig
 from proseg.data.batches import Batch
-from proseg.distributed import default_generator
 from proseg.latents import Posterior, draw_dirichlet
 from proseg.losses import Loss, Prediction, objective
 from proseg.method import Draws, Method
@@ -113,22 +112,27 @@ class ProSeg(Method):
         They, and not those of q(tau_r | r), bear the spread: a tau of a rater's own asks for what that rater would
         draw, one from the prior for what anyone might.
         """
-        who = torch.arange(self.raters, device=self.device).repeat_interleave(DRAWS_A_RATER).repeat(batch)
-        tau = self._prior_of(who) if self.config.model.use_tau else None
-        image = torch.arange(batch, device=self.device).repeat_interleave(self.raters * DRAWS_A_RATER)
-        logits = self.decode(encoding, image, Draws(who, tau, default_generator(self.device)))
-        return logits.unflatten(0, (batch, self.raters, DRAWS_A_RATER))
+        m, shape = self.config.model, (batch, self.raters, DRAWS_A_RATER)
+        tau = self._prior_of_each(shape) if m.use_tau else None
+        posterior = encoding.posterior[:, :, None].expand(*shape)
+        z = posterior.draw(m.z_grid) if m.use_z else posterior.mean
+        logits = self._logits(z.flatten(0, 2), None if tau is None else tau.flatten(0, 2), encoding.size)
+        return logits.unflatten(0, shape)
 
     @torch.no_grad()
-    def _prior_of(self, who: torch.Tensor) -> torch.Tensor:
-        """Taus from the prior that the classifier takes for those raters'; from q(tau_r | r) where it finds none among
-        the candidates. [M] -> [M, K]"""
-        own = self.alpha()[who][:, None]
-        prior = torch.full_like(own, self.config.model.concentration).expand(-1, CANDIDATES, -1)
-        tau = Dirichlet(torch.cat([prior, own], 1), validate_args=False).sample()  # [M, candidates + 1, K]
-        theirs = self.classify(tau).argmax(-1) == who[:, None]
-        theirs[:, -1] = True
-        return tau[torch.arange(len(who), device=who.device), theirs.float().argmax(1)]
+    def _prior_of_each(self, shape: tuple[int, int, int]) -> torch.Tensor:
+        """Taus from the prior that the classifier takes for each rater's. (B, R, N) -> [B, R, N, K]
+
+        Where it finds none among the candidates, from q(tau_r | r).
+        """
+        alpha = self.alpha()
+        own = alpha[:, None, None].expand(*shape, 1, -1)
+        prior = torch.full_like(alpha[0], self.config.model.concentration).expand(*shape, CANDIDATES, -1)
+        tau = Dirichlet(torch.cat([prior, own], 3), validate_args=False).sample()  # [B, R, N, candidates + 1, K]
+        theirs = self.classify(tau).argmax(-1) == torch.arange(self.raters, device=tau.device)[:, None, None]
+        theirs[..., -1] = True
+        first = theirs.float().argmax(-1)[..., None, None]
+        return tau.take_along_dim(first, 3).squeeze(3)
 
     def encode(self, image: torch.Tensor) -> Encoding:
         heads = self.heads(self.trunk(image)).contiguous()

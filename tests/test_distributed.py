@@ -69,11 +69,15 @@ def train_without_noise(config: str, data: Path, fold: Fold) -> Iterator[dict[st
     with pytest.MonkeyPatch.context() as patched, torch.random.fork_rng():
         patched.setattr(latents, "grid_noise", lambda shape, grid, device, generator=None: torch.zeros(shape))
         patched.setattr(Dirichlet, "rsample", lambda self, sample_shape=(): self.mean)
-        patched.setattr(ProSeg, "_prior_of", lambda self, who: self.alpha().detach()[who].softmax(1))
+        patched.setattr(ProSeg, "_prior_of_each", _preferences)
         patched.setattr(torch, "multinomial", lambda weights, count: weights.argmax(-1, keepdim=True))
         for report in train(parse(config), Store(data), fold):
             weights = report.state.best_guess.state_dict()
             yield {"loss": [report.metrics["train/loss"]], **{n: w.flatten().tolist() for n, w in weights.items()}}
+
+
+def _preferences(model: ProSeg, shape: tuple[int, int, int]) -> torch.Tensor:
+    return model.alpha().detach().softmax(1)[:, None].expand(*shape, -1)
 
 
 def digest(model: torch.nn.Module) -> str:

@@ -125,11 +125,10 @@ def test_taus_of_the_energy_score_come_from_the_prior_and_are_that_rater_s():
         model.classifier[0].bias.zero_()
         model.classifier[2].weight.copy_(torch.stack([torch.tensor([1.0, 0.0] * 16), torch.tensor([0.0, 1.0] * 16)]))
         model.classifier[2].bias.zero_()
-        who = torch.tensor([0, 1]).repeat(500)
         torch.manual_seed(0)
-        tau = model._prior_of(who)
-    assert torch.equal(tau.argmax(1), who), "whatever is drawn is the rater's by the classifier"
-    largest = tau.amax(1)  # of Dir(1, 1): uniform in 1/2..1
+        tau = model._prior_of_each((250, 2, 2))
+    assert torch.equal(tau.argmax(3), torch.tensor([[0], [1]]).expand(250, 2, 2)), "the rater's by the classifier"
+    largest = tau.amax(3)  # of Dir(1, 1): uniform in 1/2..1
     assert abs(largest.mean() - 0.75) < 0.02
     assert abs(largest.std() - 0.5 / 12**0.5) < 0.02
 
@@ -141,7 +140,7 @@ def test_a_rater_whom_the_prior_never_gives_is_drawn_from_its_own_posterior():
         model.classifier[2].bias.copy_(torch.tensor([1.0, 0.0]))  # all taus are taken for the first rater's
         torch.manual_seed(0)
         model.embedding.copy_(torch.tensor([[-20.0, -20.0, 20.0], [20.0, -20.0, -20.0]]))
-        tau = model._prior_of(torch.ones(50, dtype=torch.long))
+        tau = model._prior_of_each((50, 2, 1))[:, 1, 0]
     assert (tau.argmax(1) == 0).all()
     assert tau[:, 0].mean() > 0.9
 

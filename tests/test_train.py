@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -304,6 +305,24 @@ def test_mixed_precision_is_for_gpus_that_have_it(tiny_config: TrainConfig, tiny
     assert not training.mixed_precision(torch.device("cpu"), wanted=True)._enabled
     (mixed,) = run(config.with_values({"optim.bf16": True}), tiny_store, fold)
     assert_same_bits(plain.state, mixed.state)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, of its Dirichlet
+@pytest.mark.parametrize(
+    "changes", [{"loss.w_es": 1.0, "model.z_grid": 4, "model.patch": 2}, {"method": "multihead_unet"}]
+)
+def test_a_compiled_model_learns_the_same(
+    tiny_config: TrainConfig, tiny_store: Store, fold: Fold, changes: dict, monkeypatch: pytest.MonkeyPatch
+):
+    """Traced forward and backward and run as traced: a C++ compiler's part is not ours to test."""
+    config = tiny_config.with_values({"epochs": 1} | changes)
+    (plain,) = run(config, tiny_store, fold)
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    (compiled,) = run(config.with_values({"optim.compile": True}), tiny_store, fold)
+    torch._dynamo.reset()
+    assert compiled.metrics == pytest.approx(plain.metrics, rel=1e-3)
+    torch.testing.assert_close(compiled.state.model.state_dict(), plain.state.model.state_dict(), rtol=1e-3, atol=1e-4)
 
 
 # What goes wrong
