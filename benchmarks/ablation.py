@@ -45,7 +45,7 @@ ARMS: dict[str, dict[str, Any]] = {
         "optim.grad_clip": None,
     },
 }
-LONGER = {"multi-head, equal CPU": 2.25}
+LONGER = {"multi-head, equal CPU": 2.5}
 """Epochs of an arm in units of the others'."""
 COLUMNS = {
     "prior_ged": "GED, prior, S = 50", "prior_ged_unbiased": "GED_U, prior", "ged": "GED, S = 4",

@@ -1,7 +1,7 @@
 """A training step: forward, loss, backward, optimiser; every rater is learnt.
 
 The rival has the same weights and the same random numbers, but goes through raters and draws one after the other: a
-convolution for each rater's head, tau as planes beside z, the predictor once a draw, each term of the loss in a loop.
+convolution for each rater's head, the predictor once a draw, each term of the loss in a loop.
 """
 
 import math
@@ -70,6 +70,8 @@ def model_like(config: TrainConfig, batch: Batch, *, naive: bool = False) -> Met
     """The same weights every time; ours in the memory layout of `proseg.train`, the rival's in torch's own."""
     torch.manual_seed(0)
     model = build(config, channels=batch.image.shape[1], raters=batch.rater_mask.shape[1])
+    if isinstance(model, ProSeg) and config.model.use_tau:  # fresh weights do not hear tau
+        nn.init.normal_(model.from_tau[-1].weight)
     model = model.to(batch.image.device)
     return model if naive else channels_last(model)
 
@@ -100,7 +102,7 @@ def naive_proseg(model: ProSeg, batch: Batch) -> Loss:
     features = naive_trunk(model, batch.image)
     images, raters, device = len(batch), model.raters, features.device
     shape = (images, raters, m.z_channels, *features.shape[-2:])
-    # All random numbers first, in the order in which `ProSeg.predict` draws them.
+    # The random numbers in the order in which `ProSeg.predict` draws them.
     z_noise = naive_noise(shape, m.z_grid, device)
     taus = Dirichlet(alpha.expand(images, -1, -1)).rsample()
     chosen = torch.multinomial(batch.rater_mask.float(), 1)[:, 0]
@@ -160,13 +162,9 @@ def naive_head(model: ProSeg, features: torch.Tensor, rater: int) -> tuple[torch
 
 
 def naive_predictor(model: ProSeg, z: torch.Tensor, tau: torch.Tensor) -> torch.Tensor:
-    """Logits of one draw an image: tau stands in every cell beside z. z [B, Cz, h, w], tau [B, K] -> [B, H, W]"""
-    heard = model.from_tau(naive_standard(model, tau))
-    planes = heard[:, :, None, None].expand(-1, -1, *z.shape[2:])
-    of_tau = torch.eye(heard.shape[1], device=z.device)[:, :, None, None]
-    weight = torch.cat([model.from_z.weight, F.pad(of_tau, (1, 1, 1, 1))], 1)  # the planes are read at their own cell
-    border = F.pad(torch.cat([z, planes], 1), (1, 1, 1, 1))
-    hidden = model.predictor(F.conv2d(border, weight, model.from_z.bias))
+    """Logits of one draw an image. z [B, Cz, h, w], tau [B, K] -> [B, H, W]"""
+    heard = model.from_tau(naive_standard(model, tau))[:, :, None, None]
+    hidden = model.predictor(F.conv2d(z, model.from_z.weight, model.from_z.bias, padding=1) + heard)
     cells = F.conv2d(hidden, model.to_logits.weight[:, :, None, None], model.to_logits.bias)
     return F.pixel_shuffle(cells, model.config.model.patch)[:, 0]
 

@@ -18,7 +18,7 @@ from proseg.config import TrainConfig, parse
 from proseg.errors import CheckpointError, ConfigError
 from proseg.records import write_atomically
 
-FORMAT = "proseg-checkpoint/2"
+FORMAT = "proseg-checkpoint/3"
 MODEL, OPTIMIZER, AVERAGE = "model.", "optimizer.", "average."
 
 

@@ -103,16 +103,16 @@ class ProSeg(Method):
             rater_logits=None if tau is None else self.classify(tau),
             posterior=posterior if m.use_z else None,
             alpha=alpha,
-            diverse=self._diverse(encoding, batch) if self.config.loss.w_es else None,
+            diverse=self._diverse(encoding) if self.config.loss.w_es else None,
         )
 
-    def _diverse(self, encoding: Encoding, batch: int) -> torch.Tensor:
-        """Draws as `prior` makes them, as many in the name of each rater: logits [B, R, N, K, H, W].
+    def _diverse(self, encoding: Encoding) -> torch.Tensor:
+        """Draws as `prior` makes them, but as many in the name of each rater: logits [B, R, N, K, H, W].
 
         They, and not those of q(tau_r | r), bear the spread: a tau of a rater's own asks for what that rater would
         draw, one from the prior for what anyone might.
         """
-        m, shape = self.config.model, (batch, self.raters, DRAWS_A_RATER)
+        m, shape = self.config.model, (len(encoding.posterior.mean), self.raters, DRAWS_A_RATER)
         tau = self._prior_of_each(shape) if m.use_tau else None
         posterior = encoding.posterior[:, :, None].expand(*shape)
         z = posterior.draw(m.z_grid) if m.use_z else posterior.mean
@@ -129,7 +129,9 @@ class ProSeg(Method):
         own = alpha[:, None, None].expand(*shape, 1, -1)
         prior = torch.full_like(alpha[0], self.config.model.concentration).expand(*shape, CANDIDATES, -1)
         tau = Dirichlet(torch.cat([prior, own], 3), validate_args=False).sample()  # [B, R, N, candidates + 1, K]
-        theirs = self.classify(tau).argmax(-1) == torch.arange(self.raters, device=tau.device)[:, None, None]
+        with torch.autocast(tau.device.type, enabled=False):  # or it might keep weights that know no gradient
+            whose = self.classify(tau).argmax(-1)
+        theirs = whose == torch.arange(self.raters, device=tau.device)[:, None, None]
         theirs[..., -1] = True
         first = theirs.float().argmax(-1)[..., None, None]
         return tau.take_along_dim(first, 3).squeeze(3)

@@ -77,7 +77,9 @@ def train_without_noise(config: str, data: Path, fold: Fold) -> Iterator[dict[st
 
 
 def _preferences(model: ProSeg, shape: tuple[int, int, int]) -> torch.Tensor:
-    return model.alpha().detach().softmax(1)[:, None].expand(*shape, -1)
+    """The same on any number of ranks; the draws of a rater differ."""
+    draws = torch.eye(shape[2], model.config.model.tau_size)
+    return (model.alpha().detach().softmax(1)[:, None] + draws).expand(*shape, -1) / 2
 
 
 def digest(model: torch.nn.Module) -> str:

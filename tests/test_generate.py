@@ -70,7 +70,7 @@ def large(tau: float = 1.0, log_variance: float | None = None, **changes: Any) -
     assert isinstance(model, ProSeg)
     with torch.no_grad():
         if model.config.model.use_tau:
-            model.from_tau.weight.mul_(tau)
+            model.from_tau[-1].weight.mul_(tau)
         if log_variance is not None:
             assert model.heads.bias is not None
             model.heads.bias.view(model.raters, 2, -1)[:, 1] = log_variance
