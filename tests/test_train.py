@@ -79,7 +79,7 @@ def test_reports_come_once_an_epoch_with_every_metric(reports: list[EpochReport]
 
 @pytest.mark.parametrize("segmentation", ["ce", "dice", "ce_dice"])
 def test_the_loss_falls(tiny_config: TrainConfig, tiny_store: Store, fold: Fold, segmentation: str):
-    config = tiny_config.with_values({"loss.segmentation": segmentation, "epochs": 10})
+    config = tiny_config.with_values({"loss.segmentation": segmentation, "epochs": 20})
     losses = [report.metrics["train/seg"] for report in run(config, tiny_store, fold)]
     assert losses[-1] < 0.9 * losses[0]
 
