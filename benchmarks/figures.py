@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "pictures")
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     store = open_data("lidc-contours", workspace())
     fold = store.manifest.folds[options.fold]
     if options.model:
