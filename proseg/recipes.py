@@ -22,6 +22,6 @@ MODERN: dict[str, Any] = {
     "optim.name": "adamw", "optim.lr": 3e-3, "optim.weight_decay": 1e-4,
     "optim.schedule": "onecycle", "optim.grad_clip": 5.0, "optim.bf16": True,
 }  # fmt: skip
-"""What the search spaces start from: a fifth of the paper's CPU-seconds a step, and an energy score (README)."""
+"""What the search spaces start from: a quarter of the paper's CPU-seconds a step, and an energy score (README)."""
 
 RECIPES = {"paper": PAPER, "modern": MODERN}
