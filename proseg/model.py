@@ -93,12 +93,11 @@ class ProSeg(Method):
         z = posterior.draw(m.z_grid) if m.use_z else posterior.mean.expand(-1, raters, -1, -1, -1)
         alpha = self.alpha() if m.use_tau else None
         tau = None if alpha is None else Dirichlet(alpha.expand(batch, -1, -1), validate_args=False).rsample()
-        logits = self._logits(z.flatten(0, 1), None if tau is None else tau.flatten(0, 1), encoding.size)
         # One present rater an image is enough for an unbiased estimate of the reconstruction term.
         chosen = torch.multinomial(rater_mask.float(), 1).squeeze(1)
         one_z = z[torch.arange(batch, device=z.device), chosen]
         return Prediction(
-            logits=logits.unflatten(0, (batch, raters)),
+            logits=self._logits(z, tau, encoding.size),
             reconstruction=from_cells(self.decoder(one_z), m.patch, encoding.size) if m.use_z else None,
             rater_logits=None if tau is None else self.classify(tau),
             posterior=posterior if m.use_z else None,
@@ -116,8 +115,7 @@ class ProSeg(Method):
         tau = self._prior_of_each(shape) if m.use_tau else None
         posterior = encoding.posterior[:, :, None].expand(*shape)
         z = posterior.draw(m.z_grid) if m.use_z else posterior.mean
-        logits = self._logits(z.flatten(0, 2), None if tau is None else tau.flatten(0, 2), encoding.size)
-        return logits.unflatten(0, shape)
+        return self._logits(z, tau, encoding.size)
 
     @torch.no_grad()
     def _prior_of_each(self, shape: tuple[int, int, int]) -> torch.Tensor:
@@ -189,13 +187,13 @@ class ProSeg(Method):
         return self._logits(z, draws.tau, encoding.size)
 
     def _logits(self, z: torch.Tensor, tau: torch.Tensor | None, size: torch.Size) -> torch.Tensor:
-        """p(y | tau, z). z [M, Cz, h, w], tau [M, K] -> [M, classes, H, W]"""
-        hidden = self.from_z(z.contiguous(memory_format=torch.channels_last))
+        """p(y | tau, z). z [..., Cz, h, w], tau [..., K] -> [..., classes, H, W]"""
+        hidden = self.from_z(z.flatten(0, -4).contiguous(memory_format=torch.channels_last))
         if tau is not None:
-            hidden = hidden + self.from_tau(self._standard(tau))[:, :, None, None]
+            hidden = hidden + self.from_tau(self._standard(tau)).flatten(0, -2)[:, :, None, None]
         # A linear layer over the channels, which lie together in memory: a 1x1 convolution is slower.
         logits = self.to_logits(self.predictor(hidden).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return from_cells(logits, self.config.model.patch, size)
+        return from_cells(logits, self.config.model.patch, size).unflatten(0, z.shape[:-3])
 
 
 def _initial_embedding(raters: int, size: int, concentration: float) -> torch.Tensor:

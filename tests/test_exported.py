@@ -132,7 +132,7 @@ def test_uncertainty_refuses_what_prediction_refuses(model: ExportedModel):
     with pytest.raises(DataError, match="the image has shape"):
         model.uncertainty(np.zeros((2, 32, 32)))
     with pytest.raises(DataError, match="no pixels"):
-        model.predict(np.zeros((0, 5), np.float32))
+        model.uncertainty(np.zeros((0, 5)))
     with pytest.raises(DataError, match="not finite"):
         model.uncertainty(np.full((32, 32), np.nan))
 

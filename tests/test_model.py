@@ -13,7 +13,7 @@ from proseg.data.batches import Batch
 from proseg.generate import maps, mean_maps, sample_personal, sample_prior
 from proseg.latents import Posterior, draw_dirichlet
 from proseg.method import Draws
-from proseg.model import DRAWS_A_RATER, INITIAL_PREFERENCE, LOG_VARIANCE_BOUND, Encoding, ProSeg
+from proseg.model import DRAWS_A_RATER, LOG_VARIANCE_BOUND, Encoding, ProSeg
 from tests.studies import awake
 
 SIZES = [(32, 32), (19, 30), (17, 17), (7, 5), (1, 1)]
@@ -96,6 +96,7 @@ def test_without_the_energy_score_nothing_is_drawn_for_it():
     model = small()
     found = model.predict(images(2, 1, 9, 8), torch.ones(2, R, dtype=torch.bool))
     assert found.diverse is None
+    assert len(found.logits.detach().reshape(-1, 72).unique(dim=0)) == 2 * R, "no two draws are the same"
     assert "es" not in model(batch_for(model, 9, 8)).parts
 
 
@@ -204,7 +205,7 @@ def test_alpha_is_positive_whatever_the_embedding():
 def test_every_rater_starts_at_the_prior_leaning_to_places_of_its_own(raters: int, tau_size: int, concentration: float):
     alpha = small(raters=raters, tau_size=tau_size, concentration=concentration).alpha().detach()
     lean = alpha - concentration
-    assert (((lean.abs() < 1e-4) | ((lean - INITIAL_PREFERENCE).abs() < 1e-4)).all(1) & (lean > 1).any(1)).all()
+    assert (((lean.abs() < 1e-4) | ((lean - 8).abs() < 1e-4)).all(1) & (lean > 1).any(1)).all()
     if tau_size >= raters:
         assert ((lean > 1).sum(0) == 1).all(), "no two raters share a place"
 
@@ -419,6 +420,18 @@ def test_the_predictor_of_a_fresh_model_does_not_hear_tau_yet():
 @pytest.mark.parametrize(("concentration", "size"), [(0.1, 4), (1.0, 8), (10.0, 3)])
 def test_the_network_is_given_tau_in_its_prior_s_units(concentration: float, size: int):
     model = small(tau_size=size, concentration=concentration)
-    heard = model._standard(draw_dirichlet(torch.full((20_000, size), concentration), seeded()))
-    assert heard.mean().abs() < 0.01
-    assert abs(heard.std() - 1) < 0.02
+    tau = draw_dirichlet(torch.full((20_000, size), concentration), seeded())
+    heard: list[torch.Tensor] = []
+    handles = [
+        network.register_forward_pre_hook(lambda _, given: heard.append(given[0]))
+        for network in (model.classifier, model.from_tau)
+    ]
+    with torch.no_grad():
+        model.classify(tau)
+        model._logits(torch.zeros(len(tau), 2, 1, 1), tau, torch.Size((1, 1)))
+    for handle in handles:
+        handle.remove()
+    assert len(heard) == 2
+    for given in heard:
+        assert given.mean().abs() < 0.01
+        assert abs(given.std() - 1) < 0.02
