@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from proseg.config import TrainConfig, parse
-from proseg.errors import CheckpointError, ConfigError
+from proseg.errors import CheckpointError, ConfigError, DamagedCheckpoint
 from proseg.records import write_atomically
 
 FORMAT = "proseg-checkpoint/3"
@@ -58,7 +58,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        CheckpointError: it is missing, damaged or of another kind.
+        DamagedCheckpoint: it is not whole.
+        CheckpointError: it is missing or of another kind.
     """
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist")
@@ -67,7 +68,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"checkpoint {path} is damaged ({error})") from None
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged ({error})") from None
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this program (format {header.get('format')!r})")
     try:
@@ -78,7 +79,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             optimizer=_optimizer(tensors),
         )  # fmt: skip
     except (KeyError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"checkpoint {path} has a damaged header ({error})") from None
+        raise DamagedCheckpoint(f"checkpoint {path} has a damaged header ({error})") from None
 
 
 def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import queue
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,6 +60,36 @@ def gather_objects(value: T) -> list[T]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def join_group(number: int, ranks: int, *, meeting: str, backend: str) -> None:
+    """Make this process rank `number` of a group of `ranks`.
+
+    Args:
+        meeting: where the ranks find each other, as torch names it: file:///path (one machine, or a shared file system
+            that locks) or tcp://address:port of rank 0.
+        backend: nccl or gloo.
+    """
+    if meeting.startswith("file:"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks live on this machine
+    dist.init_process_group(backend, init_method=meeting, rank=number, world_size=ranks)
+
+
+def leave_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def device_name() -> str:
+    """What tells this process's device from those of others: the UUID of its GPU, or cpu."""
+    device = local_device()
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else "cpu"
+
+
+def backend_of(devices: Sequence[str]) -> str:
+    """NCCL refuses two ranks on one GPU; gloo takes anything, through the host. Indices tell nothing: each rank may
+    see only its own GPU, as number 0."""
+    return "nccl" if "cpu" not in devices and len(set(devices)) == len(devices) else "gloo"
 
 
 def run_ranks(function: Callable[..., Iterator[T]], *args: object, ranks: int) -> Iterator[T]:
@@ -128,9 +158,7 @@ def _raise_if_dead(processes: list[Any]) -> None:
 def _run_rank(function, args, number: int, ranks: int, meeting_place: str, threads: int, heard, taken) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks live on this machine
-    dist.init_process_group(_backend(ranks), init_method=f"file://{Path(meeting_place) / 'group'}", rank=number,
-                            world_size=ranks)  # fmt: skip
+    join_group(number, ranks, meeting=f"file://{Path(meeting_place) / 'group'}", backend=_backend(ranks))
     try:
         for value in function(*args):
             if number == 0:
@@ -144,7 +172,7 @@ def _run_rank(function, args, number: int, ranks: int, meeting_place: str, threa
         heard.close()
         heard.join_thread()
     finally:
-        dist.destroy_process_group()
+        leave_group()
 
 
 def _end_with_parent() -> None:
@@ -156,5 +184,5 @@ def _end_with_parent() -> None:
 
 
 def _backend(ranks: int) -> str:
-    """NCCL refuses two ranks on one GPU; gloo takes anything."""
+    """For ranks that all see the same GPUs and take one each."""
     return "nccl" if torch.cuda.is_available() and torch.cuda.device_count() >= ranks else "gloo"

@@ -4,6 +4,7 @@ ProSegError
 ├── ConfigError      a value of a configuration or a search space is not allowed
 ├── DataError        a data set is missing, damaged, or not what it claims to be
 ├── CheckpointError  a checkpoint or an exported model cannot be read
+│   └── DamagedCheckpoint  it was written by this program and is not whole
 └── TrainingError    training cannot go on (the loss is no longer a finite number)
 """
 
@@ -25,6 +26,10 @@ class DataError(ProSegError):
 
 class CheckpointError(ProSegError):
     """A checkpoint or an exported model cannot be read."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint is not whole; an older one may be."""
 
 
 class TrainingError(ProSegError):

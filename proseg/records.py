@@ -8,7 +8,9 @@ from typing import Any
 
 from proseg.errors import ConfigError
 
-LAST, BEST, EPOCHS, CONFIG = "last.safetensors", "best.safetensors", "epochs.jsonl", "config.json"
+LAST, PREVIOUS, BEST, EPOCHS, CONFIG = (
+    "last.safetensors", "previous.safetensors", "best.safetensors", "epochs.jsonl", "config.json",
+)  # fmt: skip
 """The files of a training."""
 WEIGHTS, DATA, METRICS, ENVIRONMENT, CARD = (
     "model.safetensors", "data.json", "metrics.json", "environment.json", "README.md",
@@ -32,6 +34,12 @@ class Criterion:
 
     def better(self, value: float, than: float | None) -> bool:
         return than is None or (value > than if self.maximize else value < than)
+
+
+def drop_resumable(folder: Path) -> None:
+    """A training that will not go on needs no checkpoint to go on from; the weights to keep stay."""
+    for name in (LAST, PREVIOUS):
+        (folder / name).unlink(missing_ok=True)
 
 
 def read_epochs(folder: Path) -> list[dict[str, Any]]:

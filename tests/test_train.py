@@ -27,7 +27,7 @@ from proseg.fit import fit
 from proseg.generate import binarise, mean_maps
 from proseg.method import Method
 from proseg.multihead import MultiHeadUNet
-from proseg.records import BEST, CONFIG, EPOCHS, LAST, Criterion, read_epochs
+from proseg.records import BEST, CONFIG, EPOCHS, LAST, PREVIOUS, Criterion, drop_resumable, read_epochs
 from proseg.train import EpochReport, TrainState, make_optimizer, model_of, set_learning_rate, train, train_step
 from tests.studies import make_store
 
@@ -391,7 +391,7 @@ def test_fit_leaves_checkpoints_records_and_configuration(
     tmp_path: Path, tiny_config: TrainConfig, tiny_store: Store, fold: Fold, reports: list[EpochReport]
 ):
     records = list(fit(tiny_config, tiny_store.folder, fold, tmp_path, GED))
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([LAST, BEST, EPOCHS, CONFIG])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([LAST, PREVIOUS, BEST, EPOCHS, CONFIG])
     assert read_epochs(tmp_path) == records
     assert [record["metrics"] for record in records] == [report.metrics for report in reports]
     last, best = load_checkpoint(tmp_path / LAST), load_checkpoint(tmp_path / BEST)
@@ -418,7 +418,7 @@ def test_best_is_the_best_epoch_of_the_criterion(
 
 
 def without_time(records: list[dict]) -> list[dict]:
-    return [{name: value for name, value in record.items() if name != "time"} for record in records]
+    return [{name: value for name, value in record.items() if name not in ("time", "seconds")} for record in records]
 
 
 @pytest.fixture
@@ -460,10 +460,34 @@ def test_fit_refuses_the_folder_of_another_configuration_and_leaves_it_alone(
     assert {path.name: path.read_bytes() for path in interrupted.iterdir()} == before
 
 
-def test_fit_refuses_a_damaged_checkpoint(interrupted: Path, tiny_config: TrainConfig, tiny_store: Store, fold: Fold):
-    (interrupted / LAST).write_bytes((interrupted / LAST).read_bytes()[:-10])
-    with pytest.raises(CheckpointError, match=LAST):
+@pytest.mark.parametrize("damage", [-10, 100, 0])
+def test_a_damaged_last_checkpoint_costs_an_epoch_and_a_damaged_pair_all_of_them(
+    tmp_path: Path, tiny_config: TrainConfig, tiny_store: Store, fold: Fold, damage: int
+):
+    whole = list(fit(tiny_config, tiny_store.folder, fold, tmp_path, GED))
+    best = (tmp_path / BEST).read_bytes()
+    (tmp_path / LAST).write_bytes((tmp_path / LAST).read_bytes()[:damage])
+    rest = list(fit(tiny_config, tiny_store.folder, fold, tmp_path, GED))
+    assert without_time(rest) == without_time(whole[2:]), "it went on from the one before"
+    assert [record["time"] for record in read_epochs(tmp_path)] == [record["time"] for record in whole]
+    assert (tmp_path / BEST).read_bytes() == best
+    for name in (LAST, PREVIOUS):
+        (tmp_path / name).write_bytes(b"")
+    assert without_time(list(fit(tiny_config, tiny_store.folder, fold, tmp_path, GED))) == without_time(whole)
+
+
+def test_a_checkpoint_of_another_version_is_not_taken_for_damaged(
+    interrupted: Path, tiny_config: TrainConfig, tiny_store: Store, fold: Fold, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("proseg.checkpoint.FORMAT", "proseg-checkpoint/99")
+    with pytest.raises(CheckpointError, match="not a checkpoint of this program"):
         next(fit(tiny_config, tiny_store.folder, fold, interrupted, GED))
+
+
+def test_what_resumes_is_dropped_and_the_weights_stay(interrupted: Path):
+    drop_resumable(interrupted)
+    drop_resumable(interrupted)
+    assert {path.name for path in interrupted.iterdir()} == {BEST, EPOCHS, CONFIG}
 
 
 def test_a_diverging_fit_keeps_the_checkpoints_of_the_epochs_before(
