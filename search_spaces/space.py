@@ -4,6 +4,7 @@ This module does not know which fields exist: whoever runs the search checks tha
 """
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 _VALUE_KINDS = ("bool", "int", "float", "str")
 Value = bool | int | float | str
 """What a field may hold in a TOML file."""
+Sampler = Literal["tpe", "gp", "random", "qmc", "grid"]
 
 
 class SpaceError(Exception):
@@ -32,13 +34,20 @@ class Float(_Dimension):
     low: float
     high: float
     log: bool = False
+    grid: int | None = Field(default=None, ge=2)
+    """For sampler "grid": so many values, evenly spaced over the range (by the logarithm if `log`), ends included;
+    3 if left out."""
 
     def probes(self) -> tuple[Value, ...]:
         """Values to check a field with: the ends, and one between that is no whole number."""
         return (self.low, self.low + 0.382 * (self.high - self.low), self.high)
 
     def admits(self, value: Value) -> bool:
-        return isinstance(value, int | float) and self.low <= value <= self.high
+        return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
+
+    def allowed(self) -> str:
+        """What is admitted, in words."""
+        return f"the numbers {self.low} to {self.high}"
 
     @model_validator(mode="after")
     def _ordered(self):
@@ -50,12 +59,18 @@ class Int(_Dimension):
     low: int
     high: int
     log: bool = False
+    grid: int | None = Field(default=None, ge=2)
+    """As of a float, rounded; a value that comes twice counts once. If left out: all whole numbers if they are at
+    most 5, else 3 of them."""
 
     def probes(self) -> tuple[Value, ...]:
         return (self.low, self.high)
 
     def admits(self, value: Value) -> bool:
-        return isinstance(value, int) and self.low <= value <= self.high
+        return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
+
+    def allowed(self) -> str:
+        return f"the whole numbers {self.low} to {self.high}"
 
     @model_validator(mode="after")
     def _ordered(self):
@@ -70,7 +85,10 @@ class Choice(_Dimension):
         return tuple(self.values)
 
     def admits(self, value: Value) -> bool:
-        return value in self.values
+        return among(value, self.values)
+
+    def allowed(self) -> str:
+        return f"the values {', '.join(map(repr, self.values))}"
 
     @model_validator(mode="after")
     def _different(self):
@@ -87,10 +105,14 @@ class Fixed(_Dimension):
         return (self.value,)
 
     def admits(self, value: Value) -> bool:
-        return value == self.value
+        return among(value, self.value)
+
+    def allowed(self) -> str:
+        return f"the value {self.value!r}"
 
 
 Dimension = Annotated[Float | Int | Choice | Fixed, Field(discriminator="kind")]
+_KINDS: dict[str, type[BaseModel]] = {"float": Float, "int": Int, "choice": Choice, "fixed": Fixed}
 
 
 class Objective(_Part):
@@ -124,6 +146,25 @@ class Budget(_Part):
     """Epochs of a trial that is not stopped early."""
 
 
+class Confirm(_Part):
+    """Before the final stage the best trials are trained anew and compared: the best of many is partly the luckiest."""
+
+    top: int = Field(default=3, ge=0)
+    """So many of the best trials are compared; 0 or 1 turns it off."""
+    repeats: PositiveInt = 2
+    """Trainings of each, with other seeds and other patients."""
+
+
+class Limits(_Part):
+    """What the model that is looked for may need. A trial over a limit is no winner, and the search learns to stay
+    away from it."""
+
+    gpu_memory: float | None = Field(default=None, gt=0)
+    """GiB of GPU memory of one rank while it trains; not looked at on a CPU."""
+    epoch_seconds: float | None = Field(default=None, gt=0)
+    """Median seconds of an epoch with its validation, on the machine of the search."""
+
+
 class FinalStage(_Part):
     """A data set on which the best configuration is trained anew and evaluated once on held-out patients."""
 
@@ -142,6 +183,11 @@ class SearchSpace(_Part):
     fold: int = Field(default=0, ge=0)
     """The fold whose training part is searched on; its test part is not touched by the search."""
     objective: Objective = Objective()
+    second_objective: Objective | None = None
+    """If given, the search keeps the trials that no other one beats in both metrics: a Pareto front."""
+    sampler: Sampler = "tpe"
+    """tpe: learns from the trials, also from those stopped early; gp: a Gaussian process, seconds a proposal, for short
+    searches of numbers; random; qmc: scrambled Sobol points, spread evenly; grid: every combination."""
     scheduler: Scheduler = Scheduler()
     budget: Budget
     recipe: str = "modern"
@@ -149,6 +195,10 @@ class SearchSpace(_Part):
     base: dict[str, Value] = {}
     """Fields of the configuration that differ from the recipe in every trial."""
     search: dict[str, Dimension] = Field(min_length=1)
+    points_to_try: list[dict[str, Value]] = []
+    """Tried before anything is sampled; what a point leaves out is sampled."""
+    confirm: Confirm = Confirm()
+    limits: Limits = Limits()
     final: list[FinalStage] = []
 
     @model_validator(mode="after")
@@ -166,13 +216,58 @@ class SearchSpace(_Part):
             seen.add(name)
         return self
 
-    def active(self, name: str, chosen: dict[str, Value]) -> bool:
+    @model_validator(mode="after")
+    def _objectives_differ(self):
+        if self.second_objective and self.second_objective.metric == self.objective.metric:
+            raise ValueError(
+                f"second_objective.metric: {self.objective.metric} is objective.metric already; name another metric"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _points_can_be_tried(self):
+        for number, point in enumerate(self.points_to_try):
+            if fault := self._fault_of(point):
+                raise ValueError(f"points_to_try.{number}: {fault}")
+        return self
+
+    def _fault_of(self, point: dict[str, Value]) -> str | None:
+        for name, value in point.items():
+            if name not in self.search:
+                return f"{name} is no dimension of search; use {', '.join(self.search)}"
+            if not self.search[name].admits(value):
+                return f"{name} = {value!r} is outside of {self.search[name].allowed()}"
+        settled = self.settled(point)
+        for name in point:
+            if name not in settled:
+                return f"{name} is only searched where {_in_words(self.search[name].when)}; the point must say so"
+        return None
+
+    def active(self, name: str, chosen: Mapping[str, Value]) -> bool:
         """Is this dimension searched where the dimensions before it have these values?"""
         conditions = self.search[name].when
-        return all(
-            other in chosen and chosen[other] in (allowed if isinstance(allowed, list) else [allowed])
-            for other, allowed in conditions.items()
-        )
+        return all(other in chosen and among(chosen[other], allowed) for other, allowed in conditions.items())
+
+    def settled(self, point: Mapping[str, Value]) -> dict[str, Value]:
+        """What is known where a search holds to this point: those of its values that are admitted and active, and the
+        fixed ones; in the order of the file."""
+        known: dict[str, Value] = {}
+        for name, dimension in self.search.items():
+            if not self.active(name, known):
+                continue
+            if isinstance(dimension, Fixed):
+                known[name] = dimension.value
+            elif name in point and dimension.admits(point[name]):
+                known[name] = point[name]
+        return known
+
+
+def among(value: object, allowed: Value | list[Value]) -> bool:
+    """Is it this value, or one of these? To Python true is 1, to a configuration it is not."""
+    return any(
+        value == one and isinstance(value, bool) == isinstance(one, bool)
+        for one in (allowed if isinstance(allowed, list) else [allowed])
+    )
 
 
 def read_space(path: Path) -> SearchSpace:
@@ -216,29 +311,38 @@ def _check_range(dimension):
     return dimension
 
 
+def _in_words(when: Mapping[str, Value | list[Value]]) -> str:
+    conditions = ((other, allowed if isinstance(allowed, list) else [allowed]) for other, allowed in when.items())
+    return " and ".join(f"{other} is {' or '.join(map(repr, allowed))}" for other, allowed in conditions)
+
+
 def _explain(fault: Any) -> str:
     # Pydantic puts the chosen kind of a dimension into the path; the user did not write it there.
     path = [str(part) for part in fault["loc"]]
-    if len(path) > 2 and path[0] == "search" and path[2] in ("float", "int", "choice", "fixed"):
-        del path[2]
-    if len(path) > 1 and path[-1] in _VALUE_KINDS and "base" in path:  # each kind of the union complains for itself
-        return f"{'.'.join(path[:-1])}: must be a boolean, a number or a string"
+    kind = path.pop(2) if len(path) > 2 and path[0] == "search" and path[2] in _KINDS else ""
+    if len(path) > 1 and path[-1] in _VALUE_KINDS and {"base", "points_to_try"} & set(path):
+        # Each kind of the union complains for itself.
+        hint = "; a name with a dot stands in quotes" if isinstance(fault["input"], dict) else ""
+        return f"{'.'.join(path[:-1])}: must be a boolean, a number or a string{hint}"
     key, message = ".".join(path), fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; allowed here: {_allowed(path)}"
+        return f"unknown key {key!r}; allowed here: {_allowed(path, kind)}"
     if fault["type"] == "missing":
         return f"key {key!r} is missing"
     if fault["type"].startswith("union_tag"):
-        return f"{key}: kind must be one of float, int, choice, fixed"
+        return f"{key}: kind must be one of {', '.join(_KINDS)}"
+    if fault["type"] == "list_type" and path in (["points_to_try"], ["final"]):
+        return f"{key}: must be a list of tables; write [[{key}]]"
     shown = "" if isinstance(fault["input"], dict) else f" (it is {fault['input']!r})"
+    if fault["type"] in ("model_type", "dict_type"):
+        message = "must be a table"
     return f"{key}: {message}{shown}" if key else message
 
 
-def _allowed(path: list[str]) -> str:
-    parts: dict[str, list[type[BaseModel]]] = {
-        "search": [Float, Int, Choice, Fixed], "objective": [Objective], "scheduler": [Scheduler],
-        "budget": [Budget], "final": [FinalStage],
+def _allowed(path: list[str], kind: str) -> str:
+    parts: dict[str, type[BaseModel]] = {
+        "search": _KINDS.get(kind, SearchSpace), "objective": Objective, "second_objective": Objective,
+        "scheduler": Scheduler, "budget": Budget, "confirm": Confirm, "final": FinalStage,
     }  # fmt: skip
-    models = parts.get(path[0], [SearchSpace]) if len(path) > 1 else [SearchSpace]
-    names = dict.fromkeys(name for model in models for name in model.model_fields if name not in ("name", "file"))
-    return ", ".join(names)
+    model = parts.get(path[0], SearchSpace) if len(path) > 1 else SearchSpace
+    return ", ".join(name for name in model.model_fields if name not in ("name", "file"))
