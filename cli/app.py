@@ -13,8 +13,9 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,6 +23,8 @@ from cli import render
 
 if TYPE_CHECKING:
     from orchestrator.study import Study
+
+Sampler = Literal["tpe", "gp", "random", "qmc", "grid"]  # of search_spaces.space, whose import would cost --help
 
 app = typer.Typer(
     help="Search, compare and export ProSeg models of multi-rater medical image segmentation.",
@@ -48,6 +51,7 @@ def main() -> None:
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Print an error the user can act on, exit 2; let a bug keep its traceback."""
+    from orchestrator.control import Stopped
     from proseg.errors import ProSegError
     from search_spaces import SpaceError
 
@@ -61,6 +65,9 @@ def user_errors() -> Iterator[None]:
             raise
         render.error(f"{error.filename or 'a file'} cannot be used: {error.strerror}")
         raise typer.Exit(USER_MISTAKE) from None
+    except Stopped:
+        render.error("stopped; `proseg-tune resume` goes on from what has been reached")
+        raise typer.Exit(INTERRUPTED) from None
     except KeyboardInterrupt:
         render.error("interrupted; what has been reached is kept in the workspace")
         raise typer.Exit(INTERRUPTED) from None
@@ -75,17 +82,76 @@ def duration(text: str) -> float:
 
 
 def share(text: str) -> float:
-    """A share of one GPU, above 0 and at most 1."""
+    """A share of one GPU, above 0 and at most 1; 0 for auto, which the probe decides."""
+    if text == "auto":
+        return 0.0
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0 < value <= 1:
-        raise typer.BadParameter(f"{text!r} is not a share: it must be above 0 and at most 1")
+        raise typer.BadParameter(f"{text!r} is not a share: it must be above 0 and at most 1, or auto")
     return value
 
 
+def count_or_auto(text: str) -> int:
+    """A number of at least 1; 0 for auto, which the probe decides."""
+    if text == "auto":
+        return 0
+    if not text.isdigit() or int(text) < 1:
+        raise typer.BadParameter(f"{text!r} is not a number of at least 1, nor auto")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class Hours:
+    """Of GPUs ("gpuh"), or of cores ("cpuh")."""
+
+    amount: float
+    unit: str
+
+
+def hours(text: str) -> Hours:
+    """40 of "gpuh" of "40gpuh"."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(gpuh|cpuh)", text.strip())
+    if not match or float(match[1]) == 0:
+        raise typer.BadParameter(f"{text!r} is not a budget: write 40gpuh, or 12cpuh where there are no GPUs")
+    return Hours(float(match[1]), match[2])
+
+
+def _pair(budget: Hours | None) -> tuple[float, str] | None:
+    return budget and (budget.amount, budget.unit)
+
+
+def trial_number(text: str) -> int:
+    """3 of "t003" or "3"."""
+    match = re.fullmatch(r"t?(\d+)", text.strip())
+    if not match:
+        raise typer.BadParameter(f"{text!r} is not a trial: write t003 or 3")
+    return int(match[1])
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+GpuShare = Annotated[
+    float | None,
+    typer.Option(parser=share, metavar="SHARE", help="Share of a GPU that each rank holds; auto: measured."),
+]
+Concurrent = Annotated[
+    int | None,
+    typer.Option(parser=count_or_auto, metavar="N", help="Trials at the same time; auto: by cores and memory."),
+]
+MaxTime = Annotated[
+    float | None,
+    typer.Option(parser=duration, metavar="TIME", help="Be done after 30m, 8h, ...: the search ends early enough."),
+]
+Budget = Annotated[
+    Hours | None,
+    typer.Option(parser=hours, metavar="HOURS", help="As --max-time, in 40gpuh, or 12cpuh without GPUs."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(envvar="RAY_ADDRESS", metavar="ADDRESS", help="Join this Ray cluster: auto, or its head's host:port."),
+]
 StudyName = Annotated[str | None, typer.Argument(help="Name of a study; the latest without one.")]
 
 
@@ -96,14 +162,31 @@ def launch(
     trials: Annotated[int | None, typer.Option(min=1, help="Configurations to try.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of a trial that is not stopped early.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="DDP ranks of each training.")] = 1,
-    gpu_share: Annotated[
-        float | None, typer.Option(parser=share, metavar="SHARE", help="Share of a GPU that each rank holds.")
-    ] = None,
-    concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at the same time.")] = None,
+    gpu_share: GpuShare = None,
+    concurrent: Concurrent = None,
     data: Annotated[str | None, typer.Option(help="Search on this data set or folder instead.")] = None,
-    max_time: Annotated[
-        float | None, typer.Option(parser=duration, metavar="TIME", help="End the search after 30m, 8h, ...")
+    max_time: MaxTime = None,
+    budget: Budget = None,
+    sampler: Annotated[
+        Sampler | None, typer.Option(help="How configurations are proposed, instead of the space's own way.")
     ] = None,
+    start_from: Annotated[
+        str | None, typer.Option("--from", metavar="STUDY", help="Try the best of an earlier study first.")
+    ] = None,
+    confirm: Annotated[
+        int | None, typer.Option(min=0, help="Retrain and compare so many of the best; 0 turns it off.")
+    ] = None,
+    epoch_timeout: Annotated[
+        float | None,
+        typer.Option(parser=duration, metavar="TIME", help="A training without an epoch for so long hangs."),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Optuna's database, as in postgresql+psycopg2://...; a file of the study without."
+        ),
+    ] = None,
+    address: Address = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search and of every training.")] = 0,
     final: Annotated[
         bool, typer.Option("--final/--no-final", help="Retrain the best on all folds and data sets.")
@@ -117,28 +200,99 @@ def launch(
         from search_spaces import find_space
 
         found = find_space(space)  # before anything slow is imported: most mistakes are here
-        from orchestrator.launch import Options, create, left_out, plan, run
+        from orchestrator.launch import Options, create, plan
+        from orchestrator.session import joined
         from orchestrator.workspace import workspace
 
         home = workspace()
         options = Options(
-            trials=trials, epochs=epochs, workers=workers, gpu_share=gpu_share, concurrent=concurrent, data=data,
-            max_time=max_time, seed=seed, final=final,
+            trials=trials, epochs=epochs, workers=workers, gpu_share=gpu_share or None, concurrent=concurrent or None,
+            data=data, max_time=max_time, budget=_pair(budget), seed=seed, final=final, confirm=confirm,
+            sampler=sampler, start_from=start_from, epoch_timeout=epoch_timeout, storage=storage,
         )  # fmt: skip
-        planned = plan(found, options, home, track=render.track(quiet=as_json))
-        if dry_run:
-            from orchestrator.estimate import estimate
+        with joined(address, home, verbose=verbose) as nodes:
+            planned = plan(found, options, home, nodes=nodes, track=render.track(quiet=as_json))
+            if dry_run:
+                render.plan(planned, as_json=as_json)
+                return
+            created = create(planned, home, study, time.time())
+            _run(created, home, address=address, verbose=verbose, as_json=as_json)
 
-            render.plan(planned, estimate(planned), as_json=as_json)
+
+def _run(study: "Study", home: Path, *, address: str | None, verbose: bool, as_json: bool) -> None:
+    from orchestrator.launch import left_out, run
+
+    with render.watching(study, quiet=as_json) as watcher:
+        for text in left_out(study.finals):
+            watcher.note(text)
+        # Ray's log goes to standard output, which belongs to the JSON.
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            run(study, home, watcher, address=address, verbose=verbose)
+    _show_outcome(study, as_json)
+
+
+@app.command()
+def resume(
+    study: StudyName = None,
+    gpu_share: GpuShare = None,
+    concurrent: Concurrent = None,
+    max_time: MaxTime = None,
+    budget: Budget = None,
+    address: Address = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the log of Ray.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Go on with a study that was stopped, interrupted or killed; one that is finished stays as it is."""
+    with user_errors():
+        from orchestrator.launch import Options, resumed
+        from orchestrator.session import joined
+        from orchestrator.study import alone, find_study, read_state
+        from orchestrator.workspace import workspace
+
+        home = workspace()
+        found = find_study(home, study)
+        if read_state(found) == "finished":
+            if not as_json:
+                render.line(f"study {found.name} is finished; there is nothing to go on with")
+            _show_outcome(found, as_json)
             return
-        created = create(planned, home, study, time.time())
-        with render.watching(created, quiet=as_json) as watcher:
-            for text in left_out(created.finals):
-                watcher.note(text)
-            # Ray's log goes to standard output, which belongs to the JSON.
-            with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-                run(created, home, watcher, verbose=verbose)
-        _show_outcome(created, as_json)
+        options = Options(gpu_share=gpu_share or None, concurrent=concurrent or None, max_time=max_time,
+                          budget=_pair(budget))  # fmt: skip
+        with joined(address, home, verbose=verbose) as nodes:
+            with alone(found):
+                going_on = resumed(found, home, options, nodes)
+            _run(going_on, home, address=address, verbose=verbose, as_json=as_json)
+
+
+@app.command()
+def stop(study: StudyName = None) -> None:
+    """Stop a running study when the epochs under way are finished; `resume` goes on with it."""
+    with user_errors():
+        from orchestrator.control import request_stop
+        from orchestrator.study import StudyError, find_study, read_state
+        from orchestrator.workspace import workspace
+
+        found = find_study(workspace(), study)
+        if read_state(found) != "running":
+            raise StudyError(f"study {found.name} is not running: it is {read_state(found)}")
+        request_stop(found.folder)
+        render.line(f"study {found.name} stops when the epochs under way are finished")
+
+
+@app.command()
+def explain(
+    trial: Annotated[int, typer.Argument(parser=trial_number, metavar="TRIAL", help="As in t003.")],
+    study: StudyName = None,
+    as_json: Json = False,
+) -> None:
+    """Tell what a trial tried, how far it came, and why it ended."""
+    with user_errors():
+        from orchestrator.results import explanation
+        from orchestrator.study import find_study
+        from orchestrator.workspace import workspace
+
+        found = find_study(workspace(), study)
+        render.explained(found, explanation(found, trial), as_json=as_json)
 
 
 def _show_outcome(study: "Study", as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 import json as json_module
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from orchestrator.estimate import Estimate
+    from orchestrator.quote import Quote
     from orchestrator.results import FoldResult, Trial
     from orchestrator.study import Study
     from proseg.data.catalog import Listing, Track
@@ -99,12 +99,14 @@ class Watch:
     def __init__(self, study: "Study", console: Console):
         self._study, self._console = study, console
         self._trials: dict[int, Trial] = {}
-        self._folds: dict[tuple[str, int], tuple[int, int]] = {}
+        self._trainings: dict[str, tuple[int, int]] = {}
         self._stage, self._began = "starting", time.monotonic()
         self._notes: list[str] = []
         self.live = False
         self._say(f"study {study.name}: {study.trials} trials of {study.base.epochs} epochs on {study.data.name} "
                   f"({study.data.label}), {study.resources.concurrent} at a time")  # fmt: skip
+        if study.quote is not None:
+            self._say(f"expected: {cost(study.quote)}")
 
     def note(self, text: str) -> None:
         self._notes.append(text)
@@ -123,18 +125,17 @@ class Watch:
             return
         self._say(f"{trial.name} {trial.state} after {trial.epoch} epochs {self._score(trial)} {trial.reason}".rstrip())
 
-    def fold(self, data: str, fold: int, epoch: int, epochs: int) -> None:
-        if self._folds.get((data, fold)) != (epoch, epochs):
-            self._folds[data, fold] = (epoch, epochs)
-            self._say(f"final {data} fold {fold} epoch {epoch}/{epochs}")
+    def training(self, name: str, epoch: int, epochs: int) -> None:
+        if self._trainings.get(name) != (epoch, epochs):
+            self._trainings[name] = (epoch, epochs)
+            self._say(f"{name} epoch {epoch}/{epochs}")
 
     def picture(self) -> Group:
         """The whole display, drawn anew at every refresh."""
         parts: list[Any] = [self._headline()]
         if self._trials:
             parts.append(_trial_table(self._study, self._leaders()))
-        parts += [Text(f"{data} fold {fold}: epoch {epoch}/{epochs}") for (data, fold), (epoch, epochs)
-                  in sorted(self._folds.items())]  # fmt: skip
+        parts += [Text(f"{name}: epoch {epoch}/{epochs}") for name, (epoch, epochs) in self._trainings.items()]
         parts += [Text(f"note: {note}", style="dim") for note in self._notes]
         return Group(*parts)
 
@@ -167,42 +168,105 @@ class Watch:
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-def plan(study: "Study", cost: "Estimate", *, as_json: bool) -> None:
+def cost(quote: "Quote") -> str:
+    """What a study is expected to take, in one line."""
+    low, high = quote.units(quote.low), quote.units(quote.high)
+    units = _between(low, high, lambda value: f"{value:.2g}")
+    time = _between(quote.low, quote.high, span)
+    return f"{time} ({units} {quote.unit}), at most {quote.disk / 2**20:.0f} MB of disk"
+
+
+def _between(low: float, high: float, shown: Callable[[float], str]) -> str:
+    return shown(high) if shown(low) == shown(high) else f"{shown(low)} to {shown(high)}"
+
+
+def plan(study: "Study", *, as_json: bool) -> None:
     """What a launch would do."""
-    resources = study.resources
+    resources, quote = study.resources, study.quote
+    assert quote is not None
     if as_json:
         json({
             "space": study.space.name, "trials": study.trials, "epochs": study.base.epochs,
-            "resources": {**resources.model_dump(), "cpus_per_trial": resources.cpus_per_trial,
-                          "gpus_per_trial": resources.gpus_per_trial},
+            "sampler": study.space.sampler,
+            "points": [point.model_dump() for point in study.points],
+            "resources": {**resources.model_dump(), "cpus": resources.cpus, "gpus": resources.gpus,
+                          "cpus_per_trial": resources.cpus_per_trial, "gpus_per_trial": resources.gpus_per_trial},
             "data": study.data.model_dump(mode="json"),
+            "confirm": study.space.confirm.model_dump() if study.finals else None,
             "final": [{"data": final.stage.data, "folds": final.folds, "epochs": final.stage.epochs,
                        "missing": final.missing} for final in study.finals],
-            "seconds": {"step": cost.step, "search": cost.search, "final": cost.final, "total": cost.total},
+            "seconds": {"step": quote.step, "epoch": quote.epoch, "low": quote.low, "high": quote.high,
+                        **{stage: getattr(quote, stage).model_dump() for stage in ("search", "confirm", "final")}},
+            "units": {"unit": quote.unit, "low": quote.units(quote.low), "high": quote.units(quote.high)},
+            "memory": quote.memory, "disk": quote.disk,
         })  # fmt: skip
         return
     gpu = f", {resources.gpus_per_trial:g} GPU" if resources.gpus else ", no GPU"
     table = Table(show_header=False, box=None)
     rows = {
         "space": f"{study.space.name}: {study.space.about}",
-        "trials": f"{study.trials}, at most {study.base.epochs} epochs each, {resources.concurrent} at a time",
-        "each trial": f"{resources.workers} worker(s), {resources.cpus_per_trial} CPU core(s){gpu}",
-        "objective": f"{study.space.objective.direction} {study.criterion.metric} on the validation patients of fold "
-                     f"{study.space.fold}",
+        "trials": f"{study.trials} by {study.space.sampler}, at most {study.base.epochs} epochs each, "
+                  f"{resources.concurrent} at a time",
+        "first": "; ".join(point.origin for point in study.points),
+        "each trial": f"{resources.workers} worker(s), {resources.cpus_per_trial} CPU core(s){gpu}; a worker needs "
+                      f"{quote.memory / 2**20:.0f} MB",
+        "objective": f"{study.space.objective.direction} {study.criterion.metric}"
+                     f"{_and_second(study)} on the validation patients of fold {study.space.fold}",
         "data": f"{study.data.name}: {study.data.label}; {study.data.slices} slices, {study.data.patients} patients",
     }  # fmt: skip
+    if study.finals and study.space.confirm.top > 1:
+        confirm = study.space.confirm
+        rows["confirmation"] = f"the best {confirm.top} are retrained {confirm.repeats} time(s) each and compared"
     for final in study.finals:
         told = f"left out: {final.missing}"
         if final.data is not None:
             told = f"{final.folds} fold(s), {final.stage.epochs} epochs; {final.data.label}"
         rows[f"final stage, {final.stage.data}"] = told
     rows["time"] = (
-        f"about {span(cost.search)} of search if no trial stopped early, and {span(cost.final)} of final stage; one "
-        f"training step takes {1000 * cost.step:.0f} ms"
+        f"search {_between(quote.search.low, quote.search.high, span)}, confirmation {span(quote.confirm.high)}, final "
+        f"stage {span(quote.final.high)}; one training step takes {1000 * quote.step:.0f} ms (steps differed by "
+        f"{100 * quote.spread:.0f} %)"
     )
+    rows["in all"] = cost(quote)
     for name, text in rows.items():
         table.add_row(f"[bold]{escape(name)}[/bold]", escape(text))
     out.print(table)
+
+
+def _and_second(study: "Study") -> str:
+    second = study.space.second_objective
+    return f" and {second.direction} {second.metric}" if second else ""
+
+
+def explained(study: "Study", record: dict[str, Any], *, as_json: bool) -> None:
+    """One trial: what it tried, how far it came, why it ended."""
+    if as_json:
+        json(record)
+        return
+    metric = record["metric"]
+    place = f", place {record['place']} of {record['scored']}" if record["place"] else ""
+    line(f"t{record['number']:03d} of {record['study']}: {record['state']} after {record['epoch']} of "
+         f"{study.base.epochs} epochs{place}")  # fmt: skip
+    if record["reason"]:
+        line(f"why: {record['reason']}")
+    if record["origin"]:
+        line(f"values from: {record['origin']}")
+    for retry in record["retries"]:
+        line(f"went on from its last checkpoint: {retry}")
+    if record["traceback"]:
+        line(f"traceback: {record['traceback']}")
+    table = Table(box=None, show_header=False)
+    for name, value in record["values"].items():
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    out.print(table)
+    if record["epochs"]:
+        epochs = Table(box=None, pad_edge=False)
+        for head in ("epoch", f"{metric} (val)", "best"):
+            epochs.add_column(head, justify="right")
+        for epoch in record["epochs"]:
+            epochs.add_row(str(epoch["epoch"]), f"{epoch['value']:.4f}", f"{epoch['best']:.4f}")
+        out.print(epochs)
+    line(f"took {span(record['seconds'])}; its files are in {record['folder']}")
 
 
 def outcome(study: "Study") -> None:
@@ -214,10 +278,20 @@ def outcome(study: "Study") -> None:
     out.print(_trial_table(study, trials, title=f"Trials of {study.name}"))
     trial = winner(study)
     line(f"best: {trial.name} with {study.criterion.metric} {trial.objective:.4f} on validation patients")
+    _show_confirmation(study)
     if results:
         _final_table(study, results)
     line(f"\nrecord: {study.folder}")
     line(f"next:   proseg-tune ui {study.name}\n        proseg-tune best {study.name} --export DIR")
+
+
+def _show_confirmation(study: "Study") -> None:
+    from orchestrator.compare import sentence
+    from orchestrator.confirm import read_verdict
+
+    verdict = read_verdict(study)
+    if verdict is not None:
+        line(f"confirmed: {sentence(verdict, study.criterion.metric)}")
 
 
 def exported(record: dict[str, Any]) -> None:
@@ -232,6 +306,10 @@ def best(study: "Study", record: dict[str, Any]) -> None:
     for name, value in record["values"].items():
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     out.print(table)
+    _show_confirmation(study)
+    for member in record["front"]:
+        shown = ", ".join(f"{c.metric} {v:.4f}" for c, v in zip(study.criteria, member["objectives"], strict=True))
+        line(f"Pareto front: t{member['trial']:03d} with {shown}")
     from orchestrator.results import read_results
 
     results = read_results(study)
@@ -246,18 +324,26 @@ def status(
 ) -> None:
     from dataclasses import asdict
 
+    from orchestrator.disk import used
+
     folds = sum(final.folds for final in study.finals if final.data is not None)
     if as_json:
         json({"study": study.name, "state": state, "trials_planned": study.trials, "folder": str(study.folder),
               "trials": [asdict(trial) for trial in trials], "folds_planned": folds,
+              "spent": {"unit": study.resources.unit, "amount": sum(trial.cost for trial in trials)},
+              "disk": used(study.folder),
               "folds": [asdict(result) for result in results]})  # fmt: skip
         return
     counts = {name: sum(trial.state == name for trial in trials) for name in STATES}
     words = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "none yet"
     line(f"study {study.name}: {state}; {len(trials)} of {study.trials} trials ({words}); "
          f"{len(results)} of {folds} final folds")  # fmt: skip
+    spent, limit = sum(trial.cost for trial in trials), f" of {study.budget:g}" if study.budget else ""
+    line(f"{spent:.3g}{limit} {study.resources.unit} spent on trials; "
+         f"{used(study.folder) / 2**20:.1f} MB in {study.folder}")  # fmt: skip
     if trials:
         out.print(_trial_table(study, trials))
+    _show_confirmation(study)
     if results:
         _final_table(study, results)
 
@@ -278,12 +364,14 @@ def _trial_table(study: "Study", trials: Sequence["Trial"], title: str | None = 
     from orchestrator.tables import settings
 
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for head in ("trial", "state", "epochs", f"{study.criterion.metric} (val)", "configuration"):
+    metrics = [f"{criterion.metric} (val)" for criterion in study.criteria]
+    for head in ("trial", "state", "epochs", *metrics, "configuration"):
         table.add_column(head, overflow="fold", no_wrap=head != "configuration")
     for trial in trials:
-        score = "" if trial.objective is None else f"{trial.objective:.4f}"
+        reached = (trial.objective, trial.second)[: len(metrics)]
+        scores = ["" if value is None else f"{value:.4f}" for value in reached]
         words = settings(trial) if trial.state != "failed" else trial.reason
-        table.add_row(trial.name, f"[{COLOURS[trial.state]}]{trial.state}[/]", str(trial.epoch), score, escape(words))
+        table.add_row(trial.name, f"[{COLOURS[trial.state]}]{trial.state}[/]", str(trial.epoch), *scores, escape(words))
     return table
 
 

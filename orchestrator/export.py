@@ -6,7 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from orchestrator.results import FoldResult, Trial, best_trial, read_results, read_trials
+from orchestrator.compare import sentence, to_json
+from orchestrator.confirm import read_verdict
+from orchestrator.results import FoldResult, Trial, best_trial, front, read_results, read_trials
 from orchestrator.retrain import planned
 from orchestrator.study import Study, StudyError
 from orchestrator.tables import final_markdown
@@ -19,8 +21,15 @@ OURS = {WEIGHTS, CONFIG, DATA, METRICS, ENVIRONMENT, CARD}
 
 
 def winner(study: Study) -> Trial:
-    """Raises StudyError where no trial has come to a score yet."""
-    best = best_trial(read_trials(study), study.criterion)
+    """The trial that the comparison of the best chose; without one the best of the search.
+
+    Raises:
+        StudyError: no trial has come to a score yet.
+    """
+    trials, verdict = read_trials(study), read_verdict(study)
+    if verdict is not None:
+        return next(trial for trial in trials if trial.number == verdict.chosen)
+    best = best_trial(trials, study.criterion)
     if best is None:
         raise StudyError(f"study {study.name} has no finished trial yet")
     return best
@@ -35,10 +44,18 @@ def best_record(study: Study) -> dict[str, Any]:
         "final_configs": {data.name: config.model_dump() for data, fold, config in planned(study, trial.values)},
         "objective": {"metric": study.criterion.metric, "goal": study.space.objective.direction,
                       "value": trial.objective, "part": "validation"},
+        "confirmation": _confirmation(study),
+        "front": [{"trial": t.number, "objectives": [t.objective, t.second]}
+                  for t in (front(read_trials(study), study.criteria) if study.second else [])],
         "data": {"name": study.data.name, "label": study.data.label, "fingerprint": study.data.fingerprint},
         "folds": [asdict(result) for result in read_results(study)],
         "export": exported_to(study),
     }  # fmt: skip
+
+
+def _confirmation(study: Study) -> dict[str, Any] | None:
+    verdict = read_verdict(study)
+    return verdict and {**to_json(verdict), "sentence": sentence(verdict, study.criterion.metric)}
 
 
 def exported_to(study: Study) -> str | None:

@@ -1,26 +1,37 @@
-"""A study from beginning to end: check and prepare, search, retrain, write the tables."""
+"""A study from beginning to end: check and measure, search, confirm, retrain, write the tables; and go on with one."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from orchestrator import session
+from orchestrator.compare import sentence
+from orchestrator.confirm import candidates, run_confirm
+from orchestrator.control import Stopped, forget_stop
 from orchestrator.environment import environment
-from orchestrator.interrupt import interruptible
-from orchestrator.resources import plan_resources
-from orchestrator.results import Trial, TrialLog, read_results, read_trials, summary
+from orchestrator.estimate import fit_of, probe, quote, share_of
+from orchestrator.export import winner
+from orchestrator.interrupt import stoppable
+from orchestrator.quote import Quote
+from orchestrator.resources import Node, Resources, plan_resources
+from orchestrator.results import Trial, TrialLog, best_trial, ranked, read_results, read_trials, summary
 from orchestrator.retrain import run_final
-from orchestrator.search import ray_session, run_search
 from orchestrator.study import (
     DataRef,
     Final,
+    Point,
     State,
     Study,
     StudyError,
     StudyFailed,
+    alone,
     base_config,
     check_name,
     check_objective,
     claim_folder,
+    find_study,
     variants,
     write_state,
     write_study,
@@ -32,12 +43,15 @@ from proseg.config import TrainConfig
 from proseg.data.catalog import Track, missing, open_data, silent
 from proseg.data.store import Manifest, Store
 from proseg.errors import DataError
-from search_spaces.space import FinalStage, SearchSpace, SpaceError
+from proseg.recipes import RECIPES
+from proseg.records import Criterion
+from search_spaces import points
+from search_spaces.space import FinalStage, Sampler, SearchSpace, SpaceError
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user asks of a launch; None leaves it to the space or the machine."""
+    """What a user asks of a launch; None leaves it to the space, to the machine, or to what the probe measures."""
 
     trials: int | None = None
     epochs: int | None = None
@@ -46,23 +60,41 @@ class Options:
     concurrent: int | None = None
     data: str | None = None
     max_time: float | None = None
+    budget: tuple[float, str] | None = None
+    """(hours, "gpuh" or "cpuh")."""
     seed: int = 0
     final: bool = True
+    confirm: int | None = None
+    sampler: Sampler | None = None
+    start_from: str | None = None
+    """A study whose best trials are tried first."""
+    epoch_timeout: float | None = None
+    storage: str | None = None
 
 
-def plan(space: SearchSpace, options: Options, home: Path, *, track: Track = silent) -> Study:
-    """Check everything and prepare the data; the study has no folder and no name yet.
+LEAST_EPOCH_TIMEOUT = 600.0
+EPOCHS_BEFORE_TIMEOUT = 20
+"""An epoch that takes so many times what the probe expects is taken for hanging."""
+
+
+def plan(
+    space: SearchSpace, options: Options, home: Path, *, nodes: Sequence[Node] | None = None, track: Track = silent
+) -> Study:
+    """Check everything, prepare the data and measure what a training costs; the study has no folder and no name yet.
+
+    Args:
+        nodes: of the cluster that is joined; this machine without.
 
     Raises:
-        SpaceError, ResourceError, DataError: what is wrong, before anything has been started.
+        SpaceError, ResourceError, DataError, StudyError: what is wrong, before anything has been started.
     """
-    if options.data not in (None, space.data):
-        space = _on_other_data(space, options.data)
+    space = _as_asked(space, options)
     base = base_config(space, epochs=options.epochs or space.budget.epochs, seed=options.seed)
     trials = options.trials or space.budget.trials
-    resources = plan_resources(
-        workers=options.workers, gpu_share=options.gpu_share, concurrent=options.concurrent, trials=trials
-    )
+    asked: dict[str, Any] = {
+        "workers": options.workers, "concurrent": options.concurrent, "trials": trials, "nodes": nodes,
+    }  # fmt: skip
+    resources = plan_resources(gpu_share=options.gpu_share, **asked)
     for config in (*variants(space, base), *(base.with_values(stage.base) for stage in space.final)):
         if config.batch_size % resources.workers:
             raise SpaceError(
@@ -70,6 +102,10 @@ def plan(space: SearchSpace, options: Options, home: Path, *, track: Track = sil
                 f"--workers {resources.workers}"
             )
     check_objective(space)
+    _check_budget(options, resources)
+    tried_first = (*first_points(space, base), *_from(space, options.start_from, home))
+    if space.sampler == "grid":
+        points.grid(space)
     absent = missing(space.data, home)
     if absent:
         raise DataError(absent)
@@ -87,11 +123,99 @@ def plan(space: SearchSpace, options: Options, home: Path, *, track: Track = sil
     stages = space.final if options.final else []
     finals = tuple(_final(space, base, stage, home, prepared, store) for stage in stages)
     _check_names(space, finals)
-    return Study(
+    study = Study(
         name="", folder=home, created=0.0, space=space, base=base, data=DataRef.of(store.folder, store.manifest),
-        finals=finals, resources=resources, trials=trials, seed=options.seed, max_time=options.max_time,
+        finals=finals, resources=resources, trials=trials, seed=options.seed, points=tried_first,
+        max_time=options.max_time, budget=options.budget and options.budget[0], storage=options.storage,
         environment=environment(),
     )  # fmt: skip
+    return _quoted(study, options, home, asked)
+
+
+def _quoted(study: Study, options: Options, home: Path, asked: dict[str, Any]) -> Study:
+    """With the resources that the probe decides, and with the quote."""
+    found = probe(study, remotely=asked["nodes"] is not None)
+    share = share_of(found, asked=options.gpu_share)
+    resources = plan_resources(gpu_share=share, fit=fit_of(found, workers=options.workers), **asked)
+    study = study.model_copy(update={"resources": resources})
+    cost = quote(study, found)
+    timeout = options.epoch_timeout or max(LEAST_EPOCH_TIMEOUT, EPOCHS_BEFORE_TIMEOUT * cost.epoch)
+    _check_quote(study, cost, home)
+    return study.model_copy(update={"quote": cost, "epoch_timeout": timeout})
+
+
+def _check_quote(study: Study, cost: Quote, home: Path) -> None:
+    """What is known not to suffice is refused before anything is started."""
+    home.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(home).free
+    if cost.disk > free:
+        raise StudyError(
+            f"the study may need {cost.disk / 2**30:.1f} GiB in {home}, where {free / 2**30:.1f} GiB are free: make "
+            "room, try fewer trials, or name another workspace in PROSEG_HOME"
+        )
+    if not study.finals:
+        return
+    if study.max_time is not None and cost.after_search >= study.max_time:
+        raise StudyError(
+            f"--max-time {study.max_time:.0f}s is less than confirmation and final stage take ({cost.after_search:.0f} "
+            "s): raise it, or leave them out with --no-final"
+        )
+    if study.budget is not None and cost.units(cost.after_search) >= study.budget:
+        raise StudyError(
+            f"--budget of {study.budget:g} {cost.unit} is less than confirmation and final stage take "
+            f"({cost.units(cost.after_search):.2g}): raise it, or leave them out with --no-final"
+        )
+
+
+def _check_budget(options: Options, resources: Resources) -> None:
+    if options.budget is None:
+        return
+    wanted = "gpuh" if resources.gpus else "cpuh"
+    if options.budget[1] != wanted:
+        there = "GPUs" if resources.gpus else "no GPU"
+        raise StudyError(f"--budget is counted in {wanted} here, as there are {there}: write "
+                         f"{options.budget[0]:g}{wanted}")  # fmt: skip
+
+
+def _as_asked(space: SearchSpace, options: Options) -> SearchSpace:
+    """The space with what the options say instead."""
+    if options.data not in (None, space.data):
+        space = _on_other_data(space, options.data)
+    if options.sampler is not None:
+        space = space.model_copy(update={"sampler": options.sampler})
+    if options.confirm is not None:
+        space = space.model_copy(update={"confirm": space.confirm.model_copy(update={"top": options.confirm})})
+    return space
+
+
+def first_points(space: SearchSpace, base: TrainConfig) -> tuple[Point, ...]:
+    """The paper's configuration, as near as the space comes to it; then what the space wants to be tried."""
+    paper = dict(RECIPES["paper"])
+    if paper["model.z_grid"] is None:  # noise of its own in every pixel: the finest grid comes nearest
+        paper["model.z_grid"] = base.data.crop or 1_000_000
+    values, changed = points.nearest(space, paper)
+    note = f" ({'; '.join(changed)})" if changed else ""
+    given = (Point(values=values, origin="the space") for values in space.points_to_try)
+    return (Point(values=values, origin=f"the paper{note}"), *given)
+
+
+TAKEN_OVER = 5
+
+
+def _from(space: SearchSpace, name: str | None, home: Path) -> tuple[Point, ...]:
+    """The best trials of an earlier study, as far as the space admits their values."""
+    if name is None:
+        return ()
+    earlier = find_study(home, name)
+    if earlier.criterion != Criterion(space.objective.metric, maximize=space.objective.direction == "maximize"):
+        raise StudyError(f"--from {name} searched for {earlier.criterion.metric}, this space for "
+                         f"{space.objective.metric}: what is best there says nothing here")  # fmt: skip
+    best = ranked([trial for trial in read_trials(earlier) if trial.state == "complete"], earlier.criterion)
+    found = [(trial, points.admitted(space, trial.values)) for trial in best[:TAKEN_OVER]]
+    usable = tuple(Point(values=values, origin=f"{name} {trial.name}") for trial, values in found if values)
+    if not usable:
+        raise StudyError(f"--from {name} has no complete trial with a value that {space.file} admits")
+    return usable
 
 
 def create(study: Study, home: Path, name: str | None, created: float) -> Study:
@@ -109,30 +233,84 @@ def create(study: Study, home: Path, name: str | None, created: float) -> Study:
     return study
 
 
-def run(study: Study, home: Path, watcher: Watcher, *, verbose: bool = False) -> None:
-    """Search, retrain and write the tables; the study's folder and MLflow say how it ended, whatever happens.
+def resumed(study: Study, home: Path, options: Options, nodes: Sequence[Node] | None) -> Study:
+    """A study as it goes on: on the machines there are now, and with the limits that are given now.
 
     Raises:
-        StudyFailed: no trial succeeded, or the final stage failed, or MLflow did not take every record.
-        KeyboardInterrupt: the user stopped it; what has been reached is kept.
+        StudyError: MLflow does not answer, or the data have changed.
+        ResourceError: the machines there are now are too small.
     """
+    check_server(home)
+    store = Store(study.data.folder)
+    if store.manifest.fingerprint != study.data.fingerprint:
+        raise StudyError(
+            f"{study.data.folder} is not what study {study.name} was begun on: its fingerprint has changed"
+        )
+    before = study.resources
+    share = options.gpu_share or before.gpu_share or None
+    concurrent = options.concurrent or min(
+        before.concurrent,
+        plan_resources(workers=before.workers, gpu_share=share, concurrent=None, trials=study.trials, nodes=nodes)
+        .concurrent,
+    )  # fmt: skip
+    resources = plan_resources(
+        workers=before.workers, gpu_share=share, concurrent=concurrent, trials=study.trials, nodes=nodes
+    )
+    _check_budget(options, resources)
+    changes: dict[str, Any] = {"resources": resources}
+    if options.max_time is not None:
+        changes["max_time"] = options.max_time
+    if options.budget is not None:
+        changes["budget"] = options.budget[0]
+    study = study.model_copy(update=changes)
+    write_study(study)
+    return study
+
+
+def run(study: Study, home: Path, watcher: Watcher, *, address: str | None = None, verbose: bool = False) -> None:
+    """Search, confirm, retrain and write the tables: what of it is not done yet.
+
+    The study's folder and MLflow say how it ended, whatever happens.
+
+    Raises:
+        StudyError: another process runs this study.
+        StudyFailed: no trial succeeded, or the final stage failed, or MLflow did not take every record.
+        Stopped, KeyboardInterrupt: the user stopped it; what has been reached is kept.
+    """
+    with alone(study):
+        forget_stop(study.folder)
+        write_state(study, "running")
+        _run(study, home, watcher, address=address, verbose=verbose)
+
+
+def _run(study: Study, home: Path, watcher: Watcher, *, address: str | None, verbose: bool) -> None:
     state: State = "failed"
     note = ""
     try:
-        tracker = MlflowTracker(study, home)
+        tracker = MlflowTracker(study, home, read_trials(study))
     except StudyError:
         write_state(study, state)
         raise
+
+    def ray_lost(why: str) -> None:
+        write_state(study, "interrupted", why)
+        watcher.note(f"{why}; what has been reached is kept: `proseg-tune resume {study.name}` goes on")
+
     try:
-        watcher.stage("search")
         # Twice: ray.init puts a handler of its own over the first.
-        with interruptible(), ray_session(study, verbose=verbose), interruptible():
-            best = run_search(study, tracker, watcher, verbose=verbose)
+        with (
+            stoppable(study.folder, watcher.note),
+            session.keeper(study.resources, address=address, verbose=verbose, lost=ray_lost) as keeper,
+            stoppable(study.folder, watcher.note),
+        ):
+            watcher.stage("search")
+            from orchestrator.search import run_search
+
+            best = run_search(study, keeper, tracker, watcher, verbose=verbose)
             if any(final.data for final in study.finals):
-                watcher.stage("final")
-                note = _finish(study, best, tracker, watcher)
+                note = _finish(study, best, keeper, tracker, watcher)
         state = "finished"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         state = "interrupted"
         raise
     finally:
@@ -145,8 +323,16 @@ def run(study: Study, home: Path, watcher: Watcher, *, verbose: bool = False) ->
         )
 
 
-def _finish(study: Study, best: Trial, tracker: MlflowTracker, watcher: Watcher) -> str:
-    results = run_final(study, best.values, tracker, watcher)
+def _finish(study: Study, best: Trial, keeper: Any, tracker: MlflowTracker, watcher: Watcher) -> str:
+    trials = read_trials(study)
+    if len(candidates(study, trials)) > 1:
+        watcher.stage("confirmation")
+        verdict = run_confirm(study, trials, keeper, tracker, watcher)
+        if verdict is not None:
+            watcher.note(sentence(verdict, study.criterion.metric))
+            best = next(trial for trial in trials if trial.number == verdict.chosen)
+    watcher.stage("final")
+    results = run_final(study, best.values, keeper, tracker, watcher)
     for path in write_tables(study, results):
         tracker.artifact(path)
     return final_markdown(study, results)
@@ -158,7 +344,8 @@ def _close(study: Study, tracker: MlflowTracker, state: str, note: str) -> None:
     table = summary(read_results(study)) if state == "finished" else {}
     numbers = {f"cv/{data}/{name}_{kind}": values[kind] for data, metrics in table.items()
                for name, values in metrics.items() for kind in ("mean", "std")}  # fmt: skip
-    tracker.study_ended(state, trials, numbers, "\n".join([leaderboard_markdown(study, trials), note]))
+    best = winner(study) if best_trial(trials, study.criterion) else None
+    tracker.study_ended(state, best, numbers, "\n".join([leaderboard_markdown(study, trials), note]))
 
 
 def _end_running_trials(study: Study, tracker: MlflowTracker) -> None:

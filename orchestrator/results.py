@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from orchestrator.study import Study
+from orchestrator.rungs import fronts
+from orchestrator.study import Study, StudyError
 from proseg.records import Criterion, append_line, read_epochs, read_lines
 
 LOG = "trials.jsonl"
@@ -34,6 +35,23 @@ class Trial:
     reason: str = ""
     """Why it failed or was stopped."""
     seconds: float = 0.0
+    """That it has run, pauses between a crash and its resume not counted."""
+    second: float | None = None
+    """The second objective, of the epoch whose first objective is the best."""
+    origin: str = ""
+    """Where its values come from, if not from the sampler."""
+    decision: dict[str, Any] | None = None
+    """Of early stopping: `orchestrator.rungs.Decision`."""
+    retries: tuple[str, ...] = ()
+    """Why it had to go on from a checkpoint."""
+    cost: float = 0.0
+    """GPU-hours, or without GPUs core-hours, weighted by the shares it held."""
+    memory: int | None = None
+    """Bytes of GPU memory at most; None on CPUs."""
+    epoch_seconds: float | None = None
+    """Median of its epochs."""
+    over: tuple[str, ...] = ()
+    """Limits of the space that it exceeds: it cannot win."""
 
     @property
     def name(self) -> str:
@@ -55,16 +73,18 @@ def read_trials(study: Study) -> list[Trial]:
     latest: dict[int, Trial] = {}
     for event in read_lines(study.folder / LOG):
         del event["time"]
+        event["retries"], event["over"] = tuple(event.get("retries", ())), tuple(event.get("over", ()))
         latest[event["number"]] = Trial(**event)
     return [_with_progress(study, latest[number]) for number in sorted(latest)]
 
 
 def ranked(trials: Sequence[Trial], criterion: Criterion) -> list[Trial]:
     """Best first. A trial that ran its full budget stands before one that was stopped: it was measured at more epochs,
-    and only it is known to hold what it promised."""
+    and only it is known to hold what it promised. Those over a limit of the space stand last."""
     sign = -1 if criterion.maximize else 1
     scored = [(trial, trial.objective) for trial in trials if trial.objective is not None and trial.state != "failed"]
-    return [t for t, value in sorted(scored, key=lambda pair: (pair[0].state != "complete", sign * pair[1]))]
+    order = sorted(scored, key=lambda pair: (bool(pair[0].over), pair[0].state != "complete", sign * pair[1]))
+    return [trial for trial, _ in order]
 
 
 def best_trial(trials: Sequence[Trial], criterion: Criterion) -> Trial | None:
@@ -72,10 +92,42 @@ def best_trial(trials: Sequence[Trial], criterion: Criterion) -> Trial | None:
     return order[0] if order else None
 
 
+def front(trials: Sequence[Trial], criteria: Sequence[Criterion]) -> list[Trial]:
+    """The complete trials that no other one beats in both objectives, best first in the first."""
+    both = {t.number: (t.objective, t.second) for t in trials
+            if t.state == "complete" and not t.over and t.objective is not None and t.second is not None}  # fmt: skip
+    layers = fronts(both, [criterion.maximize for criterion in criteria])
+    return ranked([trial for trial in trials if layers and trial.number in layers[0]], criteria[0])
+
+
 def median_objective(trials: Sequence[Trial]) -> float | None:
     """Over all trials that were scored at all."""
     values = [trial.objective for trial in trials if trial.objective is not None]
     return statistics.median(values) if values else None
+
+
+def explanation(study: Study, number: int) -> dict[str, Any]:
+    """All that is known of one trial: its record, and its epochs.
+
+    Raises:
+        StudyError: the study has no such trial.
+    """
+    trials = read_trials(study)
+    found = next((trial for trial in trials if trial.number == number), None)
+    if found is None:
+        names = f"t000 to {trials[-1].name}" if trials else "no trial yet"
+        raise StudyError(f"study {study.name} has no trial t{number:03d}; it has {names}")
+    folder = study.trial_folder(number)
+    order = [trial.number for trial in ranked(trials, study.criterion)]
+    failure = folder / "failure.json"
+    return {
+        **asdict(found), "study": study.name, "metric": study.criterion.metric,
+        "second_metric": study.second and study.second.metric,
+        "place": order.index(number) + 1 if number in order else None, "scored": len(order),
+        "epochs": [{"epoch": r["epoch"], "value": r["metrics"].get(f"val/{study.criterion.metric}"), "best": r["best"]}
+                   for r in read_epochs(folder)],
+        "folder": str(folder), "traceback": str(failure) if failure.exists() else None,
+    }  # fmt: skip
 
 
 def _with_progress(study: Study, trial: Trial) -> Trial:

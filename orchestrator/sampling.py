@@ -1,77 +1,143 @@
-"""What to try next: an Optuna study on disk behind Ray Tune's Searcher interface.
+"""What to try next: Optuna's samplers over the trials of the log, and Optuna's database as a copy of it.
 
-Ours and not Ray's OptunaSearch, which tells a trial that was stopped early as COMPLETE with a low-epoch value and
-leaves one whose result is NaN running for ever.
+The study that samplers see is rebuilt in memory from the log (`trials.jsonl`), and each proposal is seeded by its
+number: a search that was killed proposes what it would have proposed. The database (SQLite in the study's folder, or
+any that SQLAlchemy reaches) is written after the log, for dashboards and for people; it is never read back except to
+see whether it is still a copy.
+
+Ours and not Ray's OptunaSearch, which tells a trial that was stopped early as COMPLETE with a low-epoch value, leaves
+one whose result is NaN running for ever, and loses its state in a crash.
 """
 
 import logging
-from pathlib import Path
+import os
+import random
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import optuna
-from optuna.trial import TrialState
-from ray.tune.search import Searcher
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from proseg.records import Criterion
+from orchestrator.results import Trial
+from orchestrator.study import Study
+from search_spaces import points
 from search_spaces.space import Choice, Fixed, Float, Int, SearchSpace, Value
 
 STARTUP_TRIALS = 4
 """Random trials before the model is trusted; budgets here are small."""
+STATES = {"complete": TrialState.COMPLETE, "stopped early": TrialState.PRUNED, "failed": TrialState.FAIL,
+          "running": TrialState.RUNNING, "interrupted": TrialState.RUNNING}  # fmt: skip
+"""An interrupted trial goes on when the study does."""
 
 
-class OptunaSearcher(Searcher):
-    """Asks Optuna for values, tells it how each trial ended.
+class Proposals:
+    """Proposes values for one trial after another, and hears how each ended."""
 
-    `suggest` gives Ray {"number": the trial's number, "values": {field: value}}.
-    """
-
-    def __init__(self, space: SearchSpace, criterion: Criterion, seed: int, storage: Path):
-        direction = "maximize" if criterion.maximize else "minimize"
-        super().__init__(metric=criterion.metric, mode=direction[:3])
+    def __init__(self, study: Study, trials: Sequence[Trial]):
         optuna.logging.set_verbosity(logging.WARNING)
-        self._space = space
-        self._study = optuna.create_study(
-            study_name=space.name, direction=direction, storage=f"sqlite:///{storage}", load_if_exists=True,
-            sampler=optuna.samplers.TPESampler(
-                seed=seed, multivariate=True, constant_liar=True, n_startup_trials=STARTUP_TRIALS
-            ),
-        )  # fmt: skip
-        self._asked: dict[str, optuna.Trial] = {}
+        self._plan, self._space = study, study.space
+        self._study = optuna.create_study(directions=directions(study))
+        self._live: dict[int, optuna.Trial] = {}
+        self._fixed = _fixed_points(study)
+        for trial in trials:
+            self._study.add_trial(frozen(study, trial))
+            if STATES[trial.state] is TrialState.RUNNING:
+                self._live[trial.number] = optuna.trial.Trial(self._study, self._study.trials[-1]._trial_id)
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
+    @property
+    def exhausted(self) -> bool:
+        """A grid has been tried whole."""
+        return self._space.sampler == "grid" and len(self._study.trials) >= len(self._fixed)
+
+    def ask(self) -> Trial:
+        """The next trial, with its number and values."""
+        number = len(self._study.trials)
+        origin = ""
+        if (point := self._point(number)) is not None:
+            values, origin = point
+            self._study.enqueue_trial(values)
+        self._study.sampler = _sampler(self._plan, number)
         trial = self._study.ask()
-        self._asked[trial_id] = trial
-        trial.set_user_attr("ray_trial_id", trial_id)
-        return {"number": trial.number, "values": draw(trial, self._space)}
+        self._live[number] = trial
+        return Trial(number, draw(trial, self._space), origin=origin)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        trial = self._asked.pop(trial_id, None)
-        if trial is None:
+    def tell(self, trial: Trial) -> None:
+        """How a trial ended; saying it twice does no harm."""
+        live = self._live.pop(trial.number, None)
+        if live is None or STATES[trial.state] is TrialState.RUNNING:
             return
-        if error or result is None or "epoch" not in result:
-            self._study.tell(trial, state=TrialState.FAIL)
-            return
-        if not result["finished"]:
-            # The value of a pruned trial is its last report; TPE ranks it by the step it reached.
-            trial.report(result["best"], step=result["epoch"])
-            self._study.tell(trial, state=TrialState.PRUNED)
-        else:
-            self._study.tell(trial, result["best"])
+        for name, value in constraints(self._plan, trial).items():
+            live.set_constraint(name, value)
+        ended = frozen(self._plan, trial)
+        for step, value in ended.intermediate_values.items():
+            live.report(value, step)  # the value of a pruned trial is its last; TPE ranks it by the step it reached
+        values = ended.values if ended.state is TrialState.COMPLETE else None
+        self._study.tell(live, values, state=ended.state)
 
-    # Tune pickles and saves its searcher for a restore that is never asked for: the study lies in its database.
+    def _point(self, number: int) -> tuple[dict[str, Value], str] | None:
+        if number < len(self._fixed):
+            return self._fixed[number]
+        if self._space.sampler == "qmc":
+            return _sobol(self._space, number - len(self._fixed), self._plan.seed), ""
+        return None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
 
-    def save(self, checkpoint_path: str) -> None:
-        pass
+def directions(study: Study) -> list[StudyDirection]:
+    return [StudyDirection.MAXIMIZE if criterion.maximize else StudyDirection.MINIMIZE for criterion in study.criteria]
 
-    def restore(self, checkpoint_path: str) -> None:
-        pass
+
+def frozen(study: Study, trial: Trial) -> FrozenTrial:
+    """A trial of the log as Optuna keeps it."""
+    state = STATES[trial.state]
+    reached = [value for value in (trial.objective, trial.second)[: len(study.criteria)] if value is not None]
+    single = len(study.criteria) == 1
+    told = {
+        TrialState.COMPLETE: {"values": reached},
+        TrialState.PRUNED: {"intermediate_values": {trial.epoch: trial.objective}, "values": reached} if single else {},
+    }.get(state, {})  # fmt: skip
+    spread = distributions(study.space)
+    values = {name: value for name, value in trial.values.items() if name in spread}
+    return create_trial(
+        state=state, params=values, distributions={name: spread[name] for name in values},
+        user_attrs={"trial": trial.name, "reason": trial.reason, "origin": trial.origin},
+        constraints=constraints(study, trial) if state in (TrialState.COMPLETE, TrialState.PRUNED) else None, **told,
+    )  # fmt: skip
+
+
+def constraints(study: Study, trial: Trial) -> dict[str, float]:
+    """By how much a trial is over the limits of the space; at most 0 where it keeps to them."""
+    limits = study.space.limits
+    return {
+        name: used - limit
+        for name, used, limit in (
+            ("gpu_memory", None if trial.memory is None else trial.memory / 2**30, limits.gpu_memory),
+            ("epoch_seconds", trial.epoch_seconds, limits.epoch_seconds),
+        )
+        if used is not None and limit is not None
+    }
+
+
+def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
+    """Of each dimension that is not fixed, by name; with `draw` the only translation to Optuna."""
+    found: dict[str, BaseDistribution] = {}
+    for name, dimension in space.search.items():
+        match dimension:
+            case Float():
+                found[name] = FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+            case Int():
+                found[name] = IntDistribution(dimension.low, dimension.high, log=dimension.log)
+            case Choice():
+                found[name] = CategoricalDistribution(dimension.values)
+    return found
 
 
 def draw(trial: optuna.Trial, space: SearchSpace) -> dict[str, Value]:
-    """One value for every dimension that is active, in the order of the file. The only translation to Optuna."""
+    """One value for every dimension that is active, in the order of the file."""
     chosen: dict[str, Value] = {}
     for name, dimension in space.search.items():
         if not space.active(name, chosen):
@@ -86,3 +152,130 @@ def draw(trial: optuna.Trial, space: SearchSpace) -> dict[str, Value]:
             case Fixed():
                 chosen[name] = dimension.value
     return chosen
+
+
+def _sampler(study: Study, number: int) -> optuna.samplers.BaseSampler:
+    """Fresh for every proposal: what it draws depends on the study's seed, the trial's number and the history alone."""
+    seed = int(np.random.SeedSequence([study.seed, number]).generate_state(1)[0])
+    if study.space.sampler == "gp":
+        return optuna.samplers.GPSampler(
+            seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False
+        )  # fmt: skip
+    if study.space.sampler == "tpe":
+        return optuna.samplers.TPESampler(
+            seed=seed, multivariate=True, constant_liar=True, n_startup_trials=STARTUP_TRIALS
+        )
+    return optuna.samplers.RandomSampler(seed=seed)  # also what a point leaves open is drawn by
+
+
+def _fixed_points(study: Study) -> list[tuple[dict[str, Value], str]]:
+    """What is tried before anything is sampled; for a grid the whole of it, in an order that the seed decides."""
+    given = [(dict(point.values), point.origin) for point in study.points]
+    if study.space.sampler != "grid":
+        return given
+    rest = points.grid(study.space)
+    random.Random(study.seed).shuffle(rest)
+    return given + [(point, "") for point in rest]
+
+
+def _sobol(space: SearchSpace, index: int, seed: int) -> dict[str, Value]:
+    from scipy.stats import qmc
+
+    size = points.unit_size(space)
+    if not size:
+        return points.from_unit(space, [])
+    sequence = qmc.Sobol(size, rng=seed)
+    if index:  # scipy cannot go forward by nothing
+        sequence.fast_forward(index)
+    return points.from_unit(space, sequence.random(1)[0])
+
+
+# --- the database -----------------------------------------------------------------------------------------------------
+
+
+class Mirror:
+    """Optuna's database of a study. It can be rebuilt from the log at any time, so its errors never end a study."""
+
+    def __init__(self, study: Study, trials: Sequence[Trial]):
+        """Open it and bring it to what the log says."""
+        self._plan = study
+        self.url = study.storage or f"sqlite:///{study.folder / 'optuna.db'}"
+        self._study: optuna.Study | None = None
+        self._try(lambda: self._open(trials))
+
+    def started(self, trial: Trial) -> None:
+        self._try(lambda: self._add(trial))
+
+    def ended(self, trial: Trial) -> None:
+        if STATES[trial.state] is not TrialState.RUNNING:
+            self._try(lambda: self._tell(trial))
+
+    def _try(self, operation: Any) -> None:
+        try:
+            operation()
+        except Exception as error:  # a database has no end of errors; the log has all, and `resume` rebuilds it
+            self._study = None
+            logging.getLogger(__name__).warning(
+                "Optuna's database %s is not kept up to date any more (%s); the study goes on, `resume` rebuilds it",
+                _without_password(self.url), (str(error).splitlines() or [type(error).__name__])[0],
+            )  # fmt: skip
+
+    def _open(self, trials: Sequence[Trial]) -> None:
+        name = self._plan.space.name if self._plan.storage is None else self._plan.name
+        file = self._plan.folder / "optuna.db" if self._plan.storage is None else None
+        arguments: dict[str, Any] = {"study_name": name, "directions": directions(self._plan)}
+        try:
+            study = optuna.create_study(storage=self.url, load_if_exists=True, **arguments)
+            same = _is_copy(self._plan, study.trials, trials)
+        except Exception:
+            if file is None or not file.exists():
+                raise
+            os.replace(file, file.with_suffix(".damaged"))
+            study, same = optuna.create_study(storage=self.url, **arguments), False
+        if not same:
+            if study.trials:
+                optuna.delete_study(study_name=name, storage=self.url)
+                study = optuna.create_study(storage=self.url, **arguments)
+            study.add_trials(frozen(self._plan, trial) for trial in trials)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names([criterion.metric for criterion in self._plan.criteria])
+        self._study = study
+
+    def _add(self, trial: Trial) -> None:
+        if self._study is not None:
+            self._study.add_trial(frozen(self._plan, trial))
+
+    def _tell(self, trial: Trial) -> None:
+        if self._study is None:
+            return
+        storage, ended = self._study._storage, frozen(self._plan, trial)
+        (number,) = [storage.get_trial_id_from_study_id_trial_number(self._study._study_id, trial.number)]
+        if storage.get_trial(number).state.is_finished():
+            return
+        for step, value in ended.intermediate_values.items():
+            storage.set_trial_intermediate_value(number, step, value)
+        for name, value in ended.user_attrs.items():
+            if value:
+                storage.set_trial_user_attr(number, name, value)
+        for name, value in ended.system_attrs.items():
+            storage.set_trial_system_attr(number, name, value)
+        storage.set_trial_state_values(number, ended.state, ended.values)
+
+
+def _is_copy(study: Study, found: Sequence[FrozenTrial], trials: Sequence[Trial]) -> bool:
+    wanted = [frozen(study, trial) for trial in trials]
+    return len(found) == len(wanted) and all(
+        (one.params, one.state, one.values) == (other.params, other.state, other.values)
+        for one, other in zip(found, wanted, strict=True)
+    )
+
+
+def _without_password(url: str) -> str:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return "(of an address that is none)"

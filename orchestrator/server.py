@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.interrupt import interruptible
+from orchestrator.interrupt import terminable
 from orchestrator.study import Study, StudyError
 from orchestrator.tracking import artifact_folder, local_uri, quieten, study_page, tracking_uri
 
@@ -39,7 +39,7 @@ def serve(home: Path, study: Study, port: int, *, say: Callable[[str], None]) ->
     address = f"http://{HOST}:{port}"
     server = _start(home, port)
     try:
-        with interruptible(), contextlib.suppress(KeyboardInterrupt):
+        with terminable(), contextlib.suppress(KeyboardInterrupt):
             _wait(server, address)
             say(f"MLflow on {address} (Ctrl-C ends it)")
             say(f"trials of {study.name}: {study_page(address, _experiment(home, study), study)}")

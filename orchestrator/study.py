@@ -7,14 +7,19 @@ whole of it: every other process reads it from there.
 import hashlib
 import json
 import os
+import platform
 import re
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from orchestrator.quote import Quote
 from orchestrator.resources import Resources
 from proseg.config import TrainConfig
 from proseg.data.store import Manifest
@@ -70,6 +75,16 @@ class Final(BaseModel):
     """Patients it shares with the data that is searched on, where it is another set with other folds."""
 
 
+class Point(BaseModel):
+    """Values to try before anything is sampled; what it leaves out is sampled."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    values: dict[str, Any]
+    origin: str
+    """Where they come from, for people: the paper, the space, another study."""
+
+
 class Study(BaseModel):
     """Frozen; the folder bears its name."""
 
@@ -87,14 +102,33 @@ class Study(BaseModel):
     resources: Resources
     trials: int
     seed: int
-    max_time: float | None
-    """Seconds after which the search stops; the final stage still runs."""
+    points: tuple[Point, ...] = ()
+    max_time: float | None = None
+    """Seconds in which all of it must be done: the search ends early enough to leave the rest its time."""
+    budget: float | None = None
+    """GPU-hours, weighted by the shares that are held, or without GPUs core-hours; as `max_time`."""
+    epoch_timeout: float = 3600.0
+    """Seconds without an epoch after which a training is taken for hanging."""
+    storage: str | None = None
+    """Of Optuna, as SQLAlchemy names it; a SQLite file in the folder without."""
+    quote: Quote | None = None
+    """What it was expected to cost."""
     environment: dict[str, str]
 
     @property
     def criterion(self) -> Criterion:
         objective = self.space.objective
         return Criterion(objective.metric, maximize=objective.direction == "maximize")
+
+    @property
+    def second(self) -> Criterion | None:
+        objective = self.space.second_objective
+        return objective and Criterion(objective.metric, maximize=objective.direction == "maximize")
+
+    @property
+    def criteria(self) -> list[Criterion]:
+        """The objectives: one, or two."""
+        return [self.criterion, *([self.second] if self.second else [])]
 
     @property
     def space_digest(self) -> str:
@@ -106,6 +140,9 @@ class Study(BaseModel):
 
     def trial_folder(self, number: int) -> Path:
         return self.folder / "trials" / f"t{number:03d}"
+
+    def confirm_folder(self, number: int, repeat: int) -> Path:
+        return self.folder / "confirm" / f"t{number:03d}" / f"repeat{repeat}"
 
     def final_folder(self, data: str, fold: int) -> Path:
         return self.folder / "final" / data / f"fold{fold}"
@@ -149,20 +186,23 @@ def _with(config: TrainConfig, values: dict[str, Any], file: str, section: str) 
 
 
 def check_objective(space: SearchSpace, raters: int | None = None) -> None:
-    """Raises SpaceError where no metric of the validation bears the objective's name.
+    """Raises SpaceError where no metric of the validation bears an objective's name.
 
     Before the data are at hand the number of raters is not known: any rater's Dice passes.
     """
+    _check_metric(space.file, "objective", space.objective.metric, raters)
+    if space.second_objective is not None:
+        _check_metric(space.file, "second_objective", space.second_objective.metric, raters)
+
+
+def _check_metric(file: str, key: str, metric: str, raters: int | None) -> None:
     from proseg.evaluate import metric_names
 
-    metric = space.objective.metric
     known = metric_names(raters or 0)
     if metric in known or (raters is None and re.fullmatch(r"dice_a[1-9]\d*", metric)):
         return
     names = ", ".join(known) + (", dice_a1, dice_a2, ..." if raters is None else "")
-    raise SpaceError(
-        f"{space.file}: objective.metric = {metric!r} is not a metric of the validation; use one of {names}"
-    )
+    raise SpaceError(f"{file}: {key}.metric = {metric!r} is not a metric of the validation; use one of {names}")
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
@@ -246,8 +286,29 @@ def _latest(folders: list[Path]) -> Study:
     return max(readable, key=lambda study: study.created)
 
 
+@contextmanager
+def alone(study: Study) -> Iterator[None]:
+    """No other process runs this study at the same time; a process that is killed holds nothing any more.
+
+    Raises:
+        StudyError: one does.
+    """
+    lock = FileLock(study.folder / ".running")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StudyError(
+            f"study {study.name} is running already; `proseg-tune status {study.name}` shows it, "
+            f"`proseg-tune stop {study.name}` ends it"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def write_state(study: Study, state: State, reason: str = "") -> None:
-    record = {"state": state, "reason": reason, "time": time.time(), "pid": os.getpid()}
+    record = {"state": state, "reason": reason, "time": time.time(), "pid": os.getpid(), "host": platform.node()}
     write_atomically(study.folder / "state.json", json.dumps(record).encode())
 
 
@@ -255,7 +316,8 @@ def read_state(study: Study) -> str:
     """running, finished, interrupted or failed; a study whose process is gone is interrupted, whatever it wrote."""
     path = study.folder / "state.json"
     record = json.loads(path.read_text()) if path.exists() else {"state": "interrupted", "pid": 0}
-    if record["state"] == "running" and not _alive(record["pid"]):
+    here = record.get("host", platform.node()) == platform.node()  # of another machine's processes we know nothing
+    if record["state"] == "running" and here and not _alive(record["pid"]):
         return "interrupted"
     return record["state"]
 

@@ -21,8 +21,8 @@ TITLES = {
     "dice_mean": "D_mean",
 }
 NESTED = (
-    "The configuration was chosen on the validation patients of fold {fold} of {data}. Its test patients played no "
-    "part in that; those of the other folds did, as training or validation patients of the search."
+    "The configuration was chosen on training and validation patients of fold {fold} of {data}. Its test patients "
+    "played no part in that; those of the other folds did, as training or validation patients of the search."
 )
 
 

@@ -18,8 +18,9 @@ from urllib.parse import quote
 
 from filelock import FileLock
 
-from orchestrator.results import Trial, ranked
+from orchestrator.results import Trial
 from orchestrator.study import DataRef, Study, StudyError
+from orchestrator.trainings import RESULT, Training
 from proseg.config import TrainConfig
 from proseg.records import BEST, CONFIG, read_epochs
 from search_spaces.space import Float
@@ -39,10 +40,12 @@ class Tracker(Protocol):
     def trial_started(self, trial: Trial) -> None: ...
     def trial_epochs(self, trial: Trial) -> None: ...
     def trial_ended(self, trial: Trial) -> None: ...
+    def repeats_started(self, trainings: Sequence[Training]) -> None: ...
+    def repeat_ended(self, training: Training, score: float) -> None: ...
     def folds_started(self, folds: Sequence[tuple[DataRef, int, TrainConfig]]) -> None: ...
     def fold_ended(self, data: DataRef, fold: int, config: TrainConfig, summary: dict[str, float]) -> None: ...
     def artifact(self, path: Path) -> None: ...
-    def study_ended(self, state: str, trials: Sequence[Trial], summary: dict[str, float], note: str) -> None: ...
+    def study_ended(self, state: str, best: Trial | None, summary: dict[str, float], note: str) -> None: ...
 
 
 def check_server(home: Path) -> None:
@@ -68,10 +71,17 @@ def check_server(home: Path) -> None:
 
 
 class MlflowTracker:
-    """Sends records in order; what cannot be sent now is kept and sent later."""
+    """Sends records in order; what cannot be sent now is kept and sent later.
 
-    def __init__(self, study: Study, home: Path):
+    A study that goes on finds the runs it has, by their `proseg.uid`, and makes none twice; what the store lacks of
+    the log, all of it if need be, is sent again.
+    """
+
+    def __init__(self, study: Study, home: Path, trials: Sequence[Trial] = ()):
         """Open the store and the parent run of a study; `check_server` has said that it answers.
+
+        Args:
+            trials: those that an earlier process has run.
 
         Raises:
             StudyError: it does not answer any more.
@@ -84,17 +94,24 @@ class MlflowTracker:
         self._runs: dict[str, str] = {}
         self._sent_epochs: dict[str, int] = {}
         self._open_folds: dict[str, Path] = {}
+        self._known: dict[str, Any] = {}
         self.uri = tracking_uri(home)
         self._client = MlflowClient(self.uri)
         try:
             with _local_lock(home):
                 self.experiment = self._open_experiment(home)
+            self._known = self._runs_of_the_study()
+            self._runs = {uid.removeprefix(f"{study.name}/"): run.info.run_id for uid, run in self._known.items()}
             self._create("study", study.name, kind="study", parent=None, tags={"proseg.state": "running"})
         except (MlflowException, OSError) as error:
             raise StudyError(f"MLflow at {self.uri} does not answer any more: {_first_line(error)}") from None
         self._send(lambda: self._log_params("study", _study_params(study)))
         self._send(lambda: self._log_data("study", study.data, study.space.fold))
         self.artifact(study.folder / "study.json")
+        for trial in trials:
+            if trial.state not in ("running", "interrupted") and self._state_of(trial.name) != trial.state:
+                self.trial_started(trial)
+                self.trial_ended(trial)
 
     # --- the study's events -------------------------------------------------------------------------------------------
 
@@ -115,10 +132,30 @@ class MlflowTracker:
         self._files(trial.name, [folder / CONFIG, folder / BEST, folder / "failure.json"])
         self._end(trial.name, {"failed": "FAILED", "interrupted": "KILLED"}.get(trial.state, "FINISHED"), tags)
 
+    def repeats_started(self, trainings: Sequence[Training]) -> None:
+        self._send(lambda: self._create("confirm", "confirmation", kind="confirmation", parent="study", tags={}))
+        self._open_folds["confirm"] = self._study.folder / "confirm"
+        for training in trainings:
+            key, data = training.name, self._study.data
+            self._open_folds[key] = training.folder
+            tags = {"proseg.state": "running"}
+            self._send(lambda key=key, tags=tags: self._create(key, key, kind="repeat", parent="confirm", tags=tags))
+            params = {f"config/{name}": value for name, value in training.config.flat().items()}
+            self._send(lambda key=key, params=params: self._log_params(key, params))
+            self._send(lambda key=key, data=data: self._log_data(key, data, self._study.space.fold))
+
+    def repeat_ended(self, training: Training, score: float) -> None:
+        key = training.name
+        folder = self._open_folds.pop(key)
+        self._epochs(key, folder)
+        self._metrics(key, {f"confirm/{self._study.criterion.metric}": score}, step=training.config.epochs)
+        self._files(key, [folder / CONFIG, folder / RESULT])
+        self._end(key, "FINISHED", {"proseg.state": "complete"})
+
     def folds_started(self, folds: Sequence[tuple[DataRef, int, TrainConfig]]) -> None:
         label = {"proseg.data_label": _labels(self._study)}
         self._send(lambda: self._create("final", "final stage", kind="final", parent="study", tags=label))
-        self._open_folds = {"final": self._study.folder}
+        self._open_folds["final"] = self._study.folder / "final"
         for data, fold, config in folds:
             self._fold_started(data, fold, config)
 
@@ -141,15 +178,14 @@ class MlflowTracker:
     def artifact(self, path: Path) -> None:
         self._files("study", [path])
 
-    def study_ended(self, state: str, trials: Sequence[Trial], summary: dict[str, float], note: str) -> None:
-        order = ranked(trials, self._study.criterion)
-        if order and order[0].objective is not None:
-            self._metrics("study", {f"objective/{self._study.criterion.metric}": order[0].objective}, step=len(trials))
-            best = order[0]
+    def study_ended(self, state: str, best: Trial | None, summary: dict[str, float], note: str) -> None:
+        step = self._study.trials
+        if best is not None and best.objective is not None:
+            self._metrics("study", {f"objective/{self._study.criterion.metric}": best.objective}, step=step)
             self._send(lambda: self._client.set_tag(self._runs[best.name], "proseg.best", "true"))
-        self._metrics("study", summary, step=len(trials))
+        self._metrics("study", summary, step=step)
         status = {"finished": "FINISHED", "interrupted": "KILLED"}.get(state, "FAILED")
-        if self._open_folds:
+        if "final" in self._open_folds:
             self._metrics("final", summary, step=0)
         for key, folder in self._open_folds.items():  # the stage itself, and folds that did not come to their end
             self._epochs(key, folder)
@@ -204,10 +240,11 @@ class MlflowTracker:
     def _create(self, key: str, name: str, *, kind: str, parent: str | None, tags: dict[str, str]) -> None:
         uid = f"{self._study.name}/{key}"
         if self._retry_at:  # it may have been made by the attempt that got no answer
-            found = self._client.search_runs([self.experiment], f"tags.`proseg.uid` = '{uid}'", max_results=1)
-            if found:
-                self._runs[key] = found[0].info.run_id
-                return
+            for run in self._client.search_runs([self.experiment], f"tags.`proseg.uid` = '{uid}'", max_results=1):
+                self._known[uid] = run
+        if uid in self._known:
+            self._go_on(key, self._known[uid].info.run_id, tags)
+            return
         common = {
             "proseg.uid": uid, "proseg.kind": kind, "proseg.study": self._study.name,
             "proseg.space": self._study.space.name, "proseg.space_digest": self._study.space_digest,
@@ -219,10 +256,39 @@ class MlflowTracker:
         run = self._client.create_run(self.experiment, run_name=name, tags=common | family | tags)
         self._runs[key] = run.info.run_id
 
+    def _go_on(self, key: str, run_id: str, tags: dict[str, str]) -> None:
+        """The run of an earlier process is ours again. Epochs that it has are not sent twice."""
+        self._runs[key] = run_id
+        self._client.update_run(run_id, status="RUNNING")
+        for name, value in tags.items():
+            self._client.set_tag(run_id, name, value)
+        history = self._client.get_metric_history(run_id, f"objective/{self._study.criterion.metric}")
+        if key != "study":
+            self._sent_epochs[key] = max((point.step for point in history), default=0)
+
+    def _runs_of_the_study(self) -> dict[str, Any]:
+        """{uid: run}; empty for a study that is new."""
+        found: dict[str, Any] = {}
+        query, token = f"tags.`proseg.study` = '{self._study.name}'", None
+        while True:
+            page = self._client.search_runs([self.experiment], query, max_results=1000, page_token=token)
+            found |= {run.data.tags["proseg.uid"]: run for run in page}
+            token = page.token
+            if not token:
+                return found
+
+    def _state_of(self, key: str) -> str | None:
+        """What the store says of a run; None where it has none."""
+        run = self._known.get(f"{self._study.name}/{key}")
+        return run and run.data.tags.get("proseg.state")
+
     def _log_params(self, key: str, params: dict[str, Any]) -> None:
         from mlflow.entities import Param
 
-        self._client.log_batch(self._runs[key], params=[Param(name, str(value)) for name, value in params.items()])
+        # A run that goes on keeps what it was begun with: MLflow refuses another value, and it may run elsewhere now.
+        known = self._known.get(f"{self._study.name}/{key}")
+        new = {name: value for name, value in params.items() if known is None or name not in known.data.params}
+        self._client.log_batch(self._runs[key], params=[Param(name, str(value)) for name, value in new.items()])
 
     def _log_data(self, key: str, data: DataRef, fold: int) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag

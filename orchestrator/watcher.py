@@ -14,5 +14,8 @@ class Watcher(Protocol):
     def trial(self, trial: Trial) -> None:
         """A trial has started, finished an epoch, or ended."""
 
-    def fold(self, data: str, fold: int, epoch: int, epochs: int) -> None:
-        """A fold of the final stage has finished an epoch."""
+    def training(self, name: str, epoch: int, epochs: int) -> None:
+        """A training of the confirmation or of the final stage has finished an epoch."""
+
+    def note(self, text: str) -> None:
+        """Something a person should know."""

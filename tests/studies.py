@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from orchestrator.resources import Resources
+from orchestrator.resources import Node, Resources
 from orchestrator.results import FoldResult, Trial, TrialLog
 from orchestrator.study import DataRef, Final, Study, base_config, write_state, write_study
 from proseg.data.case import Slice
@@ -21,6 +21,7 @@ M = TypeVar("M", bound=torch.nn.Module)
 
 LABEL, LICENCE = "random blobs, no patient", "none needed: made by a test"
 RATERS, SIDE = 2, 16
+ONE_TRIAL = Resources(nodes=(Node(cpus=2, gpus=0),), workers=1, gpu_share=0, concurrent=1, threads_per_rank=2)
 ENVIRONMENT = {"proseg-tune": "0.1.0", "git": "0123456789ab", "python": "3.11"}
 
 
@@ -71,8 +72,7 @@ def make_study(home: Path, store: Store, *, name: str = "s1", created: float = 1
         name=name, folder=home / "studies" / name, created=created, space=space,
         base=base_config(space, epochs=space.budget.epochs, seed=0), data=data,
         finals=tuple(Final(stage=stage, data=data, folds=len(store.manifest.folds)) for stage in space.final),
-        resources=Resources(cpus=2, gpus=0, workers=1, gpu_share=0, concurrent=1), trials=space.budget.trials, seed=0,
-        max_time=None, environment=ENVIRONMENT,
+        resources=ONE_TRIAL, trials=space.budget.trials, seed=0, environment=ENVIRONMENT,
     )  # fmt: skip
     study.folder.mkdir(parents=True)
     write_study(study)

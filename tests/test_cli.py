@@ -14,12 +14,15 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.app import app
+from orchestrator.estimate import Probe, Timed
 from orchestrator.study import Study, write_state
 from proseg.data import npc
 from proseg.data.store import Store
 from tests.studies import add_trial, fold_result, make_store, make_study, space_values, tree
 
-COMMANDS = ["launch", "best", "status", "ui", "data", "data list", "data show", "data standin"]
+STUDIES = ["launch", "resume", "stop", "explain", "best", "status", "ui"]
+COMMANDS = [*STUDIES, "data", "data list", "data show", "data standin"]
+TIMED = Timed(step=0.1, spread=0.2, epoch=10.0, test=5.0)
 SLOW_IMPORTS = ("torch", "ray", "mlflow", "optuna")
 
 
@@ -27,7 +30,14 @@ SLOW_IMPORTS = ("torch", "ray", "mlflow", "optuna")
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PROSEG_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return tmp_path / "home"
+
+
+def measured(study: Study, *, remotely: bool) -> Probe:
+    """What a launch would measure; `test_a_dry_run_measures` really does."""
+    finals = tuple(TIMED for final in study.finals if final.data is not None)
+    return Probe(TIMED, finals, memory=2**20, room=2**30, gpu=False, weights=1000)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +48,8 @@ def no_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         raise AssertionError("Ray was started")
 
     if "space" in request.fixturenames:
-        monkeypatch.setattr("orchestrator.launch.ray_session", started)
+        monkeypatch.setattr("orchestrator.session.keeper", started)
+        monkeypatch.setattr("orchestrator.launch.probe", measured)
 
 
 @pytest.fixture
@@ -160,6 +171,14 @@ def test_a_space_that_cannot_be_searched(space, nothing_written, changes: dict[s
         (["--concurrent", "99"], "--concurrent 99"),
         (["--trials", "0"], "--trials"),
         (["--epochs", "-1"], "--epochs"),
+        (["--budget", "40"], "'40' is not a budget"),
+        (["--budget", "0gpuh"], "'0gpuh' is not a budget"),
+        (["--budget", "2gpuh"], "write 2cpuh"),
+        (["--sampler", "best"], "--sampler"),
+        (["--confirm", "-1"], "--confirm"),
+        (["--from", "x"], "there is no study"),
+        (["--concurrent", "few"], "'few' is not a number"),
+        (["--epoch-timeout", "never"], "'never' is not a duration"),
         (["--max-time", "soon"], "'soon' is not a duration"),
         (["--max-time", "0m"], "'0m' is not a duration"),
         (["--max-time", "10"], "'10' is not a duration"),
@@ -360,14 +379,26 @@ def test_a_dry_run_as_json_writes_nothing(space, nothing_written):
     nothing_written()
     found = answer("launch", file, "--no-final", "--dry-run", "--json", "--trials", "3", "--concurrent", "1")
     assert (found["trials"], found["epochs"], found["resources"]["concurrent"]) == (3, 2, 1)
-    assert found["seconds"]["total"] > 0
+    assert found["seconds"]["high"] == 3 * 2 * 10.0
+    assert found["units"]["unit"] == "CPU-hours"
+
+
+@pytest.mark.slow
+def test_a_dry_run_measures(space, monkeypatch: pytest.MonkeyPatch):
+    from orchestrator.estimate import probe
+
+    monkeypatch.setattr("orchestrator.launch.probe", probe)
+    found = answer("launch", space(), "--no-final", "--dry-run", "--json")
+    assert 0 < found["seconds"]["low"] <= found["seconds"]["high"]
+    assert found["memory"] > 2**27, "at least what importing torch takes"
 
 
 def test_a_dry_run_tells_the_plan(space, store: Store):
     result = run("launch", space(), "--dry-run", "--no-final")
     assert result.exit_code == 0
-    for part in ("4, at most 2 epochs each", "random blobs, no patient", "CPU core", "minimize ged", "time"):
-        assert part in result.stdout
+    parts = ["4 by tpe, at most 2 epochs each", "random blobs, no patient", "CPU core", "minimize ged", "the paper",
+             "in all", "40 s"]  # fmt: skip
+    assert [part for part in parts if part not in result.stdout] == []
 
 
 def test_status_and_best_for_a_person(study: Study):
@@ -401,6 +432,53 @@ def test_a_stand_in_is_written_where_launch_looks(home: Path):
     assert {entry["name"]: entry["state"] for entry in answer("data", "list", "--json")}["npc"] == "files found"
 
 
+# A study that does not run
+
+
+def test_explain_tells_why_a_trial_ended(study: Study):
+    decision = {"rung": 1, "value": [0.5], "cutoff": 0.4, "rank": 3, "of": 4, "kept": 2}
+    reason = "ASHA: rank 3 of 4 at epoch 1 (ged 0.5000, cut-off 0.4000), the best 2 go on"
+    add_trial(study, 3, 0.5, "stopped early", reason=reason, decision=decision, origin="the paper")
+    found = answer("explain", "t003", "s1", "--json")
+    assert (found["reason"], found["decision"], found["place"], found["scored"]) == (reason, decision, 3, 3)
+    assert [epoch["value"] for epoch in found["epochs"]] == [0.5]
+    shown = run("explain", "3").stdout
+    for part in ("t003 of s1: stopped early after 1 of 2 epochs, place 3 of 3", reason, "the paper", "optim.lr"):
+        assert part in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["explain", "t009"], ["no trial t009", "t000 to t002"]),
+        (["explain", "best"], ["'best' is not a trial"]),
+        (["stop"], ["s1 is not running: it is finished"]),
+        (["stop", "x"], ["no study 'x'"]),
+        (["resume", "x"], ["no study 'x'"]),
+        (["resume", "--budget", "3h"], ["'3h' is not a budget"]),
+        (["resume", "--concurrent", "0"], ["'0' is not a number of at least 1"]),
+    ],
+)
+def test_what_cannot_be_done_with_a_study(study: Study, words: list[str], parts: list[str]):
+    said = refused(run(*words))
+    assert [part for part in parts if part not in said] == []
+
+
+def test_a_finished_study_stays_as_it_is_when_it_is_resumed(study: Study):
+    before = tree(study.folder)
+    result = run("resume", "s1")
+    assert result.exit_code == 0, result.output
+    assert "there is nothing to go on with" in result.stdout
+    assert answer("resume", "s1", "--json")["trial"] == 1
+    assert tree(study.folder) == before
+
+
+def test_stop_leaves_word_for_the_process_that_runs_it(study: Study):
+    write_state(study, "running")
+    assert run("stop", "s1").exit_code == 0
+    assert (study.folder / "stop").exists()
+
+
 # Help
 
 
@@ -425,13 +503,14 @@ def test_every_command_has_help(command: str):
 
 def test_the_commands_are_those_of_the_documentation():
     text = run("--help").stdout
-    assert [name for name in ("launch", "best", "status", "ui", "data") if name not in text] == []
+    assert [name for name in (*STUDIES, "data") if name not in text] == []
 
 
 def test_launch_has_the_options_of_the_documentation():
     text = run("launch", "--help").stdout
-    names = ("trials", "epochs", "study", "workers", "gpu-share", "concurrent", "data", "max-time", "seed", "no-final",
-             "dry-run", "json", "verbose")  # fmt: skip
+    names = ("trials", "epochs", "study", "workers", "gpu-share", "concurrent", "data", "max-time", "budget", "seed",
+             "sampler", "from", "confirm", "epoch-timeout", "storage", "address", "no-final", "dry-run", "json",
+             "verbose")  # fmt: skip
     assert [name for name in names if f"--{name}" not in text] == []
 
 

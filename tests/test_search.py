@@ -1,80 +1,19 @@
 """The whole of it: a search with Ray, the final stage and MLflow, as a user starts it."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
-import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.results import median_objective, read_trials
 from orchestrator.study import Study, find_study, read_state
-from proseg.data.store import Store
+from tests.places import SEARCH, Place, mlflow_runs, wait_for
 from tests.studies import make_store, space_values
 
 pytestmark = pytest.mark.slow
-
-PROGRAM = str(Path(sys.executable).parent / "proseg-tune")
-SEARCH = {
-    # A learning rate that breaks the first epoch: one of many trials must fail, and only it.
-    "optim.lr": {"kind": "choice", "values": [0.001, 0.003, 1e30]},
-    "model.tau_size": {"kind": "int", "low": 2, "high": 6},
-    "loss.beta_z": {"kind": "float", "low": 0.001, "high": 1.0, "log": True},
-}
-
-
-@dataclass(frozen=True)
-class Place:
-    """A folder with a store, a space and a workspace of its own."""
-
-    folder: Path
-    store: Store
-
-    @property
-    def home(self) -> Path:
-        return self.folder / "home"
-
-    def environment(self, **more: str) -> dict[str, str]:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PROSEG_"))}
-        return inherited | {"PROSEG_HOME": str(self.home)} | more
-
-    def space(self, **changes: Any) -> str:
-        defaults = {"data": str(self.store.folder), "search": SEARCH, "scheduler": {"grace_epochs": 1}}
-        values = space_values(**(defaults | changes))
-        del values["base"]["optim.grad_clip"]
-        path = self.folder / "mine.toml"
-        path.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in values.items()))
-        return str(path)
-
-    def run(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [PROGRAM, *words], cwd=self.folder, env=self.environment(**more), capture_output=True, text=True,
-            timeout=400, check=False,
-        )  # fmt: skip
-
-    def left_behind(self) -> list[str]:
-        """Processes that have this workspace in their environment: ours, Ray's, and their children."""
-        mark, found = f"PROSEG_HOME={self.home}".encode(), []
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                if mark in (process / "environ").read_bytes().split(b"\0"):
-                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:100])
-            except OSError:
-                continue  # it has ended, or is somebody else's
-        return found
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(entry)}" for key, entry in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value)
 
 
 @pytest.fixture(scope="module")
@@ -106,16 +45,6 @@ def launched(place: Place) -> Launched:
     )  # fmt: skip
     result = place.run("launch", file, "--json", "--study", "s1", "--concurrent", "1")
     return Launched(place, result, place.left_behind())
-
-
-def mlflow_runs(uri: str, study: str) -> dict[str, Any]:
-    """{uid within the study: run}."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("proseg-tune/mine")
-    found = client.search_runs([experiment.experiment_id], f"tags.`proseg.study` = '{study}'", max_results=100)
-    return {run.data.tags["proseg.uid"].removeprefix(f"{study}/"): run for run in found}
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +84,7 @@ def test_a_trial_that_fails_is_recorded_with_its_reason(launched: Launched):
     broken = [trial for trial in trials if trial.values["optim.lr"] == 1e30]
     assert broken == [trial for trial in trials if trial.state == "failed"]
     assert all("loss is not finite in epoch 1" in trial.reason for trial in broken)
-    assert all(trial.reason.startswith("ASHA: epoch ") for trial in trials if trial.state == "stopped early")
+    assert all(trial.reason.startswith("ASHA: rank ") for trial in trials if trial.state == "stopped early")
     assert broken[0].number < 7, "the study went on after it"
 
 
@@ -202,10 +131,12 @@ def test_the_same_numbers_stand_everywhere(launched: Launched, runs: dict[str, A
     assert {run.info.status for name, run in runs.items() if not name.startswith("t")} == {"FINISHED"}
 
 
-def test_only_the_best_and_the_last_checkpoint_are_kept(launched: Launched):
+def test_of_what_has_ended_only_the_best_weights_are_kept(launched: Launched):
     for trial in read_trials(launched.study):
         weights = {path.name for path in launched.study.trial_folder(trial.number).rglob("*.safetensors")}
-        assert weights == (set() if trial.state == "failed" else {"best.safetensors", "last.safetensors"})
+        assert weights == (set() if trial.state == "failed" else {"best.safetensors"})
+    folds = [path.name for path in (launched.study.folder / "final").rglob("*.safetensors")]
+    assert folds == 4 * ["best.safetensors"]
 
 
 def test_the_winner_can_be_taken_away(launched: Launched):
@@ -261,25 +192,7 @@ def begin(place: Place, *words: str) -> subprocess.Popen[str]:
         budget={"trials": 4, "epochs": 5000}, scheduler={"kind": "none"},
         search={name: dimension for name, dimension in SEARCH.items() if name != "optim.lr"},
     )  # fmt: skip
-    # Started by a shell in the background, these tests would hand down an ignored Ctrl-C.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return subprocess.Popen(
-            [PROGRAM, "launch", file, "--no-final", "--concurrent", "1", *words], cwd=place.folder,
-            env=place.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def wait_for_epoch(process: subprocess.Popen[str], seconds: float = 120) -> None:
-    assert process.stdout is not None
-    deadline = time.monotonic() + seconds
-    for line in process.stdout:
-        if "epoch" in line and "best" in line:
-            return
-        assert time.monotonic() < deadline, "no epoch was reported"
-    raise AssertionError(f"it ended before its first epoch: {process.communicate()[1]}")
+    return place.begin("launch", file, "--no-final", "--concurrent", "1", *words)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -287,14 +200,14 @@ def test_a_search_that_is_interrupted_keeps_what_it_has(place: Place, number: si
     name = number.name.lower()
     process = begin(place, "--study", name)
     try:
-        wait_for_epoch(process)
+        wait_for(process, "epoch 1/")
         process.send_signal(number)
         out, err = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 130, out + err
     assert "Traceback" not in out + err
-    assert "interrupted" in err
+    assert ("stopped; `proseg-tune resume`" if number == signal.SIGINT else "interrupted") in err
     assert place.left_behind() == []
     study = find_study(place.home, name)
     assert read_state(study) == "interrupted"
@@ -304,6 +217,19 @@ def test_a_search_that_is_interrupted_keeps_what_it_has(place: Place, number: si
     status = json.loads(place.run("status", name, "--json").stdout)
     assert status["state"] == "interrupted"
     assert status["trials"][0]["epoch"] >= 1
+
+
+def test_nothing_listens_on_anything_but_loopback(place: Place):
+    process = begin(place, "--study", "local", "--workers", "2")
+    try:
+        wait_for(process, "epoch 1/")
+        found = place.listening()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, out + err
+    assert found
+    assert found <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 
 def test_a_search_whose_time_is_over_has_a_winner(place: Place):

@@ -82,7 +82,7 @@ def record(study: Study, home: Path, *, folds: int = 2) -> list[Trial]:
         write_epochs(folder, [0.5, 0.25])
         (folder / "result.json").write_text("{}")
         tracker.fold_ended(study.data, fold, config, {"ged": 0.2 + fold, "dice_mean": 0.9})
-    tracker.study_ended("finished", ended, {"cv/blobs/ged_mean": 0.7}, "the table")
+    tracker.study_ended("finished", ended[0], {"cv/blobs/ged_mean": 0.7}, "the table")
     assert tracker.waiting == 0
     return ended
 
@@ -196,7 +196,7 @@ def test_an_interrupted_study_is_killed(home: Path, store: Store):
     trial = Trial(0, {"optim.lr": 0.001, "model.tau_size": 2})
     tracker.trial_started(trial)
     tracker.trial_ended(Trial(0, trial.values, "interrupted", reason="the study was ended while it ran"))
-    tracker.study_ended("interrupted", [], {}, "")
+    tracker.study_ended("interrupted", None, {}, "")
     runs = runs_of(home, "interrupted")
     assert {name: run.info.status for name, run in runs.items()} == {"study": "KILLED", "t000": "KILLED"}
 
@@ -296,7 +296,7 @@ def test_an_outage_until_the_end_is_counted(
     tracker = MlflowTracker(study, home)
     Outage(monkeypatch, EVERYTHING).down = True
     tracker.trial_started(Trial(0, {"optim.lr": 0.001, "model.tau_size": 2}))
-    tracker.study_ended("finished", [], {}, "")
+    tracker.study_ended("finished", None, {}, "")
     assert tracker.waiting > 3
     said = [message for message in caplog.messages if "records wait" in message]
     assert len(said) == 1, "one outage is told once"
@@ -334,7 +334,7 @@ def test_a_final_stage_that_breaks_off_says_so(home: Path, store: Store, monkeyp
     tracker, config = MlflowTracker(study, home), study.config_of({})
     tracker.folds_started([(study.data, fold, config) for fold in (0, 1)])
     tracker.fold_ended(study.data, 0, config, {"ged": 0.2})
-    tracker.study_ended("failed", [], {}, "")
+    tracker.study_ended("failed", None, {}, "")
     found = runs_of(home, "broken-off")
     ended = {name: (run.info.status, run.data.tags["proseg.state"]) for name, run in found.items()}
     assert ended["blobs/0"] == ("FINISHED", "complete")

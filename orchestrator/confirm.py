@@ -1,0 +1,122 @@
+"""Between search and final stage: the best trials trained anew, with other seeds and on other patients, and compared.
+
+The best of many trials is partly the luckiest one. Nothing here touches the test patients of the searched fold: the
+other splits are inner folds of its training and validation patients.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.compare import Score, Verdict, compare, from_json, inner_folds, to_json
+from orchestrator.results import Trial, front, ranked
+from orchestrator.study import Study, StudyFailed, read_study
+from orchestrator.tracking import Tracker
+from orchestrator.trainings import RESULT, Training, run_trainings
+from orchestrator.watcher import Watcher
+from proseg.data.store import Store
+from proseg.records import BEST, write_atomically
+
+VERDICT = "confirm.json"
+
+
+def candidates(study: Study, trials: Sequence[Trial]) -> list[Trial]:
+    """The trials to compare, the best of the search first: complete ones, of the Pareto front if there is one."""
+    best = front(trials, study.criteria) if study.second else ranked(trials, study.criterion)
+    complete = [trial for trial in best if trial.state == "complete" and not trial.over]
+    return complete[: study.space.confirm.top]
+
+
+def read_verdict(study: Study) -> Verdict | None:
+    """What the comparison came to, if there was one."""
+    path = study.folder / VERDICT
+    return from_json(json.loads(path.read_text())) if path.exists() else None
+
+
+def run_confirm(
+    study: Study, trials: Sequence[Trial], keeper: Any, tracker: Tracker, watcher: Watcher
+) -> Verdict | None:
+    """Retrain and compare the best trials; None where there are not two to compare.
+
+    A trial of which a retraining fails is out of the comparison.
+
+    Raises:
+        Stopped: a person asked for it.
+        StudyFailed: no trial could be retrained.
+    """
+    verdict = read_verdict(study)
+    best = candidates(study, trials)
+    if verdict is not None or len(best) < 2:
+        return verdict
+    planned = _trainings(study, best)
+    tracker.repeats_started(list(planned))
+
+    def progress(training: Training, epoch: int) -> None:
+        if epoch:
+            watcher.training(training.name, epoch, training.config.epochs)
+
+    scores: list[Score] = []
+    for training in run_trainings(study, keeper, list(planned), progress, tolerant=True):
+        score = Score(**training.result)
+        scores.append(score)
+        progress(training, training.config.epochs)
+        tracker.repeat_ended(training, float(np.nanmean(score.values)))
+    whole = [s for s in scores if sum(o.trial == s.trial for o in scores) == study.space.confirm.repeats]
+    if not whole:
+        raise StudyFailed(f"no trial of study {study.name} could be retrained; the reasons are in "
+                          f"{study.folder / 'confirm'}/*/*/failure.json")  # fmt: skip
+    verdict = compare(whole, maximize=study.criterion.maximize)
+    write_atomically(study.folder / VERDICT, json.dumps(to_json(verdict), indent=1, allow_nan=False).encode())
+    tracker.artifact(study.folder / VERDICT)
+    return verdict
+
+
+def _trainings(study: Study, best: Sequence[Trial]) -> dict[Training, Trial]:
+    """Repeat by repeat, so that a study that is stopped has compared as many trials as it can."""
+    fold = Store(study.data.folder).manifest.folds[study.space.fold]
+    inner = inner_folds(fold, study.space.confirm.repeats, seed=study.seed)
+    return {
+        Training(
+            name=f"confirm {trial.name} repeat {repeat}",
+            config=study.config_of(trial.values).with_values({"seed": study.seed + 1 + repeat}),
+            data=study.data.folder, fold=part, folder=study.confirm_folder(trial.number, repeat),
+            evaluate=evaluate_repeat, arguments=(part, trial.number, repeat),
+        ): trial
+        for repeat, part in enumerate(inner)
+        for trial in best
+    }  # fmt: skip
+
+
+def evaluate_repeat(study_folder: str, folder: str, fold: Any, trial: int, repeat: int) -> None:
+    """Score the best epoch case by case on the validation part of its inner fold."""
+    from proseg.checkpoint import load_checkpoint
+    from proseg.distributed import local_device
+    from proseg.evaluate import evaluate
+    from proseg.train import model_of
+
+    study, here = read_study(Path(study_folder)), Path(folder)
+    store, checkpoint = Store(study.data.folder), load_checkpoint(here / BEST)
+    model, config = model_of(checkpoint).to(local_device()), checkpoint.config
+    cases = store.cases(fold.val)
+    scores = evaluate(model, store, cases, crop=config.data.crop, seed=config.seed)
+    result = {
+        "trial": trial, "repeat": repeat, "patients": [str(store.patients[case[0]]) for case in cases],
+        "values": scores.values[study.criterion.metric].tolist(), "cost": float(training_flops(model, store, config)),
+    }  # fmt: skip
+    write_atomically(here / RESULT, json.dumps(result).encode())
+
+
+def training_flops(model: Any, store: Store, config: Any) -> int:
+    """Floating point operations of one slice's forward and backward pass: what a configuration costs on any machine."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from proseg.data import batches
+
+    batch = batches.load(store, np.zeros(1, int), config.data.crop).to(model.device)
+    model.train()
+    with FlopCounterMode(display=False) as counter:
+        model(batch).total.backward()
+    return counter.get_total_flops()
