@@ -135,7 +135,8 @@ class Watch:
         parts: list[Any] = [self._headline()]
         if self._trials:
             parts.append(_trial_table(self._study, self._leaders()))
-        parts += [Text(f"{name}: epoch {epoch}/{epochs}") for name, (epoch, epochs) in self._trainings.items()]
+        parts += [Text(f"{name}: epoch {epoch}/{epochs}") for name, (epoch, epochs) in self._trainings.items()
+                  if epoch < epochs]  # fmt: skip
         parts += [Text(f"note: {note}", style="dim") for note in self._notes]
         return Group(*parts)
 

@@ -218,12 +218,10 @@ def _rungs(study: Study, trials: Sequence[Trial]) -> Rungs | None:
         return None
     rungs = Rungs(grace=scheduler.grace_epochs, reduction=scheduler.reduction, epochs=study.base.epochs,
                   maximize=[criterion.maximize for criterion in study.criteria])  # fmt: skip
-    for trial in trials:
-        if trial.state == "failed":
-            continue
+    for trial in trials:  # those that failed as well: others were held against them before they did
         second = None
         best = None
-        for record in read_epochs(study.trial_folder(trial.number)):
+        for record in read_epochs(study.trial_folder(trial.number))[: trial.epoch]:
             if study.second is not None and record["best"] != best:
                 second = study.second.of(record["metrics"])
             best = record["best"]

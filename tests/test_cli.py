@@ -479,6 +479,11 @@ def test_stop_leaves_word_for_the_process_that_runs_it(study: Study):
     assert (study.folder / "stop").exists()
 
 
+def test_an_object_store_is_no_workspace(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PROSEG_HOME", "s3://bucket/runs")
+    assert "s3://bucket/runs: an object store cannot be the workspace" in refused(run("status"))
+
+
 # Help
 
 
