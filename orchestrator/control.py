@@ -43,7 +43,8 @@ class Control:
         return seconds - (quote.after_search if quote and self._study.finals else 0.0)
 
     def started(self, number: int) -> None:
-        self._running[number] = (time.monotonic(), self._study.resources.units_per_trial)
+        # Tune starts a trial again whose process was lost: its time goes on.
+        self._running.setdefault(number, (time.monotonic(), self._study.resources.units_per_trial))
 
     def ended(self, number: int) -> tuple[float, float]:
         """(seconds that a trial ran, what it cost in the unit of the budget)."""

@@ -13,12 +13,12 @@ import time
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util import get_node_ip_address
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -98,6 +98,7 @@ class Rank:
             # Ray accounts for shares and enforces nothing: a neighbour must not be pushed out.
             torch.cuda.set_per_process_memory_fraction(share)
         self._epochs: Iterator[dict[str, Any]] = iter(())
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def where(self) -> tuple[str, str, list[int]]:
         """The address of its node, the name of its device, the numbers of its GPUs as Ray counts them."""
@@ -105,8 +106,11 @@ class Rank:
 
         return get_node_ip_address(), device_name(), [int(number) for number in ray.get_gpu_ids()]
 
-    def free_address(self) -> str:
-        """An address at which the other ranks find this one."""
+    def meeting(self, *, one_machine: bool) -> str:
+        """Where the ranks of a training find each other, as torch names it: at this one."""
+        if one_machine:
+            self._folder = tempfile.TemporaryDirectory(prefix="proseg-ranks-")
+            return f"file://{self._folder.name}/group"
         import socket
 
         with socket.socket() as probe:
@@ -157,6 +161,9 @@ class Rank:
 
         self._epochs = iter(())  # a generator is closed when nobody holds it
         leave_group()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
         torch.use_deterministic_algorithms(False)  # a training that asks for it sets it for the whole process
         gc.collect()
         if torch.cuda.is_available():
@@ -232,7 +239,23 @@ class Keeper:
             if future not in done:
                 future.cancel()
                 self._lose(card)
+        self._learn_where_cards_are()
         return len(self._seating.cards)
+
+    def _learn_where_cards_are(self) -> None:
+        """Ray put them where it found room; the plan only knew how many there are."""
+        nodes = {card: self._node(card) for card in self._seating.cards}
+        numbers = {node: number for number, node in enumerate(dict.fromkeys(nodes.values()))}
+        for card, node in nodes.items():
+            self._cards[card] = replace(self._cards[card], node=numbers[node])
+        lost = set(range(len(self._cards))) - set(nodes)
+        self._seating = Seating(self._cards)
+        for card in lost:
+            self._seating.lose(card)
+
+    def _node(self, card: int) -> str:
+        (node,) = placement_group_table(self._groups[card])["bundles_to_node_id"].values()
+        return node
 
     async def take(self, owner: str, ranks: int, share: float) -> Crew:
         """Ranks for a training; waits, first come first served, until there is room. What the owner held is given up:
@@ -240,7 +263,7 @@ class Keeper:
         self._asked[owner] += 1
         turn = self._asked[owner]
         await self.give(owner, warm=False)
-        ticket = object()
+        ticket, failures = object(), 0
         self._queue.append(ticket)
         try:
             while True:
@@ -255,6 +278,9 @@ class Keeper:
                         continue
                 crew = await self._seated(seats, share)
                 if crew is None:
+                    failures += 1
+                    if failures > RESTARTS:
+                        raise RuntimeError("training processes end as soon as they start; --verbose shows their log")
                     continue
                 self._held[owner] = _Held(crew, seats, share)
                 if turn != self._asked[owner]:  # who asked died while it waited, and has asked again
@@ -324,8 +350,7 @@ class Keeper:
             return  # without its only node this actor would not be here
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         for card in self._seating.cards:
-            (node,) = placement_group_table(self._groups[card])["bundles_to_node_id"].values()
-            if node not in alive:
+            if self._node(card) not in alive:
                 self._lose(card)
 
     def _lose(self, card: int) -> None:
@@ -369,13 +394,17 @@ def train(job: Job, keeper: Any, owner: str, terms: Terms, course: Course) -> Ge
             _go_on_or_fail(found, terms, course)
 
 
-def call(function: Any, *arguments: Any, keeper: Any, owner: str, terms: Terms, course: Course) -> Any:
-    """What a function returns in a rank, where torch and the device are; lost processes and the rest as in `train`.
+def call(
+    function: Any, *arguments: Any, folder: Path, keeper: Any, owner: str, terms: Terms, course: Course
+) -> Any:  # fmt: skip
+    """What a function, which writes to `folder`, returns in a rank, where torch and the device are; lost processes and
+    the rest as in `train`.
 
     Raises:
         TrainingFailed: the function's own error, or one too many of the others.
     """
     while True:
+        _wait_for_disk(folder)
         try:
             with crew_of(keeper, owner, 1, course.share) as crew:
                 return _all(crew, [crew.handles[0].call.remote(function, *arguments)], None)
@@ -404,8 +433,8 @@ def _go_on_or_fail(found: Trouble, terms: Terms, course: Course) -> None:
 
 
 def _attempt(job: Job, keeper: Any, owner: str, terms: Terms, course: Course) -> Iterator[dict[str, Any]]:
-    with crew_of(keeper, owner, terms.workers, course.share) as crew, tempfile.TemporaryDirectory() as folder:
-        meeting = f"file://{folder}/ranks" if crew.one_machine else ray.get(crew.handles[0].free_address.remote())
+    with crew_of(keeper, owner, terms.workers, course.share) as crew:
+        meeting = _all(crew, [crew.handles[0].meeting.remote(one_machine=crew.one_machine)], terms.epoch_timeout)
         course.backend = crew.backend
         _all(crew, [handle.begin.remote(job, number, terms.workers, meeting, crew.backend)
                     for number, handle in enumerate(crew.handles)], terms.epoch_timeout)  # fmt: skip
@@ -422,7 +451,10 @@ def _attempt(job: Job, keeper: Any, owner: str, terms: Terms, course: Course) ->
 @contextlib.contextmanager
 def crew_of(keeper: Any, owner: str, ranks: int, share: float) -> Iterator[Crew]:
     """Ranks, given back warm, or not at all after trouble: a process that failed may be in any state."""
-    crew: Crew = ray.get(keeper.take.remote(owner, ranks, share))
+    try:
+        crew: Crew = ray.get(keeper.take.remote(owner, ranks, share))
+    except RayTaskError as error:
+        raise TrainingFailed(str(error.cause)) from None
     warm = False
     try:
         try:

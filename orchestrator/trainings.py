@@ -66,8 +66,9 @@ def run_trainings(
     waiting = [training for training in trainings if not training.done]
     yield from (training for training in trainings if training.done)
     running: dict[Any, Training] = {}
-    while waiting or running:
-        while waiting and len(running) < study.resources.concurrent:
+    stopped = False
+    while running or (waiting and not stopped):
+        while waiting and not stopped and len(running) < study.resources.concurrent:
             training = waiting.pop(0)
             running[task.remote(str(study.folder), training, keeper)] = training
         done, _ = ray.wait(list(running), timeout=POLL_SECONDS)
@@ -75,11 +76,17 @@ def run_trainings(
             progress(training, len(read_epochs(training.folder)))
         for reference in done:
             training = running.pop(reference)
-            failed = _failure(reference, training)
-            if failed is None:
+            try:
+                _check(reference, training)
+            except Stopped:
+                stopped = True  # the others finish their epochs as well
+            except StudyFailed:
+                if not tolerant:
+                    raise
+            else:
                 yield training
-            elif not tolerant:
-                raise failed
+    if stopped:
+        raise Stopped
 
 
 def run_training(study_folder: str, training: Training, keeper: Any) -> None:
@@ -95,11 +102,11 @@ def run_training(study_folder: str, training: Training, keeper: Any) -> None:
                 if stop_requested(study.folder) and not record["finished"]:
                     raise Stopped
         call(training.evaluate, str(study.folder), str(folder), *training.arguments,
-             keeper=keeper, owner=training.name, terms=terms, course=course)  # fmt: skip
+             folder=folder, keeper=keeper, owner=training.name, terms=terms, course=course)  # fmt: skip
     drop_resumable(folder)
 
 
-def _failure(reference: Any, training: Training) -> StudyFailed | None:
+def _check(reference: Any, training: Training) -> None:
     import ray
     from ray.exceptions import RayError, RayTaskError
 
@@ -108,8 +115,7 @@ def _failure(reference: Any, training: Training) -> StudyFailed | None:
     except RayError as error:
         if isinstance(error, RayTaskError) and isinstance(error.cause, Stopped):
             raise Stopped from None
-        return StudyFailed(
+        raise StudyFailed(
             f"{training.name} failed: {failure_of(training.folder)}; "
             f"the traceback is in {training.folder / 'failure.json'}"
-        )
-    return None
+        ) from None

@@ -22,6 +22,8 @@ from proseg.errors import ProSegError
 
 T = TypeVar("T")
 
+GLOO_INTERFACE, LOOPBACK = "GLOO_SOCKET_IFNAME", "lo"
+
 
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
@@ -71,7 +73,9 @@ def join_group(number: int, ranks: int, *, meeting: str, backend: str) -> None:
         backend: nccl or gloo.
     """
     if meeting.startswith("file:"):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks live on this machine
+        os.environ.setdefault(GLOO_INTERFACE, LOOPBACK)  # all ranks live on this machine
+    elif os.environ.get(GLOO_INTERFACE) == LOOPBACK:
+        del os.environ[GLOO_INTERFACE]  # of an earlier group of this process
     dist.init_process_group(backend, init_method=meeting, rank=number, world_size=ranks)
 
 

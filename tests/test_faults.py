@@ -285,6 +285,33 @@ def test_a_study_is_stopped_from_elsewhere_and_only_one_process_goes_on_with_it(
     check_whole(place, "stopped", undisturbed)
 
 
+def test_confirmation_and_final_stage_go_on_where_they_were(tmp_path: Path, place: Faulty):
+    place = Faulty(tmp_path, place.store)
+    place.environment()
+    file = place.space(
+        budget={"trials": 3, "epochs": 2}, scheduler={"kind": "none"}, final=[{"data": str(place.store.folder),
+        "epochs": 4}], search=SEARCH | {"optim.lr": {"kind": "choice", "values": [0.001, 0.003]}},
+    )  # fmt: skip
+    words = (file, "--concurrent", "1", "--confirm", "2", "--json")
+    whole = json.loads(finish(place.begin("launch", *words, "--study", "whole")).split("\n}")[0] + "}")
+    place.put("slow", "0.1")
+    process = place.begin("launch", *words[:-1], "--study", "broken")
+    wait_for(process, "confirm t")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    process = place.begin("resume", "broken")
+    wait_for(process, "final blobs fold 1 epoch 1/")
+    process.kill()
+    process.communicate()
+    wait_until_gone(place)
+    resume(place, "broken")
+    again = json.loads(place.run("best", "broken", "--json").stdout)
+    for name in ("trial", "folds", "confirmation"):
+        assert again[name] == whole[name], name
+    assert set(place.mlflow_runs("broken")) == set(place.mlflow_runs("whole"))
+
+
 def test_databases_that_are_gone_are_made_again_from_the_log(tmp_path: Path, place: Faulty, undisturbed: list[Trial]):
     """In a workspace of its own: MLflow keeps a store open that this process has once read."""
     place = Faulty(tmp_path, place.store)

@@ -151,6 +151,35 @@ def test_the_readmes_commands_and_their_options_exist(command: str):
     assert [option for option in options if not re.search(rf"{option}\b", result.stdout)] == []
 
 
+def test_the_readmes_slurm_script_is_a_script():
+    (script,) = [block for block in blocks(README, "sh") if "#SBATCH" in block]
+    checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    for option in re.findall(r"ray start (.*?)(?: &)?$", script.replace("\\\n", " "), re.MULTILINE):
+        words = [word.split("=")[0] for word in shlex.split(option)]
+        assert set(words) <= {"--head", "--port", "--address", "--block"}
+
+
+def test_the_readmes_kuberay_job_is_one():
+    import yaml
+
+    (job,) = (yaml.safe_load(block) for block in blocks(README, "yaml"))
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    cluster = job["spec"]["rayClusterSpec"]
+    pinned = re.search(r"^ray==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned is not None
+    assert cluster["rayVersion"] == pinned[1]
+    home = yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"]["PROSEG_HOME"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert [mount["mountPath"] for mount in container["volumeMounts"]] == [home], "every node sees the workspace"
+        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    words = shlex.split(job["spec"]["entrypoint"])
+    options = CliRunner().invoke(app, [words[1], "--help"]).stdout
+    assert [word for word in words if word.startswith("--") and word not in options] == []
+
+
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"^make ([a-z]+)", "\n".join(blocks(README, "sh")), re.M))))
 def test_the_readmes_make_targets_exist(target: str):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
