@@ -99,6 +99,7 @@ class Rank:
             torch.cuda.set_per_process_memory_fraction(share)
         self._epochs: Iterator[dict[str, Any]] = iter(())
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._token = ""
 
     def where(self) -> tuple[str, str, list[int]]:
         """The address of its node, the name of its device, the numbers of its GPUs as Ray counts them."""
@@ -109,6 +110,7 @@ class Rank:
     def meeting(self, *, one_machine: bool) -> str:
         """Where the ranks of a training find each other, as torch names it: at this one."""
         if one_machine:
+            # Kept until the next one: the ranks may meet there until they part.
             self._folder = tempfile.TemporaryDirectory(prefix="proseg-ranks-")
             return f"file://{self._folder.name}/group"
         import socket
@@ -118,8 +120,10 @@ class Rank:
             host, port = probe.getsockname()[:2]
         return f"tcp://{host}:{port}"
 
-    def begin(self, job: Job, number: int, ranks: int, meeting: str, backend: str) -> Trouble | None:
-        """Become rank `number` of a training."""
+    def begin(
+        self, job: Job, number: int, ranks: int, meeting: str, backend: str, token: str
+    ) -> Trouble | None:  # fmt: skip
+        """Become rank `number` of a training; `token` is what ends it."""
         import torch
 
         from proseg.data.store import Store
@@ -127,6 +131,8 @@ class Rank:
         from proseg.fit import fit
 
         try:
+            self._let_go()  # who drove the training before may have died
+            self._token = token
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
             if ranks > 1:
@@ -151,8 +157,12 @@ class Rank:
         except Exception as error:  # told to who drives us, which records it
             return trouble(error)
 
-    def end(self) -> None:
-        """Let go of the training; ready for another."""
+    def end(self, token: str) -> None:
+        """Let go of the training, unless another has begun since."""
+        if token == self._token:
+            self._let_go()
+
+    def _let_go(self) -> None:
         import gc
 
         import torch
@@ -161,9 +171,6 @@ class Rank:
 
         self._epochs = iter(())  # a generator is closed when nobody holds it
         leave_group()
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
         torch.use_deterministic_algorithms(False)  # a training that asks for it sets it for the whole process
         gc.collect()
         if torch.cuda.is_available():
@@ -193,6 +200,8 @@ class Crew:
     handles: list[Any]
     places: list[tuple[str, str, list[int]]]
     """Of each: address, device, GPU numbers."""
+    token: str
+    """Of this use of them."""
 
     @property
     def backend(self) -> str:
@@ -276,7 +285,7 @@ class Keeper:
                         with contextlib.suppress(TimeoutError):
                             await asyncio.wait_for(self._changed.wait(), 5.0)
                         continue
-                crew = await self._seated(seats, share)
+                crew = await self._seated(seats, share, token=f"{owner} {turn}")
                 if crew is None:
                     failures += 1
                     if failures > RESTARTS:
@@ -317,7 +326,7 @@ class Keeper:
         async with self._changed:
             self._changed.notify_all()
 
-    async def _seated(self, seats: list[int], share: float) -> Crew | None:
+    async def _seated(self, seats: list[int], share: float, token: str) -> Crew | None:
         """A process on each seat; None, and the seats are free again, where a node died under them."""
         handles = []
         try:
@@ -325,7 +334,8 @@ class Keeper:
                 self._make_room(card, share)
                 idle = self._idle[card, share]
                 handles.append(idle.pop()[0] if idle else self._hire(card, share))
-            return Crew(handles, list(await asyncio.gather(*(_resolved(handle.where.remote()) for handle in handles))))
+            places = await asyncio.gather(*(_resolved(handle.where.remote()) for handle in handles))
+            return Crew(handles, list(places), token)
         except RayActorError:
             for handle in handles:
                 ray.kill(handle)
@@ -436,7 +446,7 @@ def _attempt(job: Job, keeper: Any, owner: str, terms: Terms, course: Course) ->
     with crew_of(keeper, owner, terms.workers, course.share) as crew:
         meeting = _all(crew, [crew.handles[0].meeting.remote(one_machine=crew.one_machine)], terms.epoch_timeout)
         course.backend = crew.backend
-        _all(crew, [handle.begin.remote(job, number, terms.workers, meeting, crew.backend)
+        _all(crew, [handle.begin.remote(job, number, terms.workers, meeting, crew.backend, crew.token)
                     for number, handle in enumerate(crew.handles)], terms.epoch_timeout)  # fmt: skip
         while True:
             _wait_for_disk(job.folder)
@@ -469,7 +479,7 @@ def crew_of(keeper: Any, owner: str, ranks: int, share: float) -> Iterator[Crew]
     finally:
         if warm:
             try:
-                ray.get([handle.end.remote() for handle in crew.handles], timeout=SECONDS_TO_GET_READY)
+                ray.get([handle.end.remote(crew.token) for handle in crew.handles], timeout=SECONDS_TO_GET_READY)
             except RayError:
                 warm = False
         ray.get(keeper.give.remote(owner, warm=warm))

@@ -130,12 +130,14 @@ class _Search:
         return decision is None
 
     def ended(self, number: int, result: dict[str, Any], error: str | None = None, *, cut: bool = False) -> None:
-        """A trial is over, one way or another; saying it twice does no harm. `cut`: it may still hold its ranks."""
+        """A trial is over, one way or another; saying it twice does no harm. `cut`: it was in the middle of an epoch.
+
+        Its ranks are free from now on: Tune ends some trials without giving them the time to say so.
+        """
         trial = self._trials[number]
         if trial.state != "running":
             return
-        if cut or error is not None:
-            ray.get(self._keeper.give.remote(trial_owner(number), warm=False))
+        ray.get(self._keeper.give.remote(trial_owner(number), warm=not cut and error is None))
         seconds, cost = self.control.ended(number)
         trial = self._concluded(self._followed(number, result), result, error)
         trial = replace(trial, seconds=round(trial.seconds + seconds, 3), cost=trial.cost + cost)

@@ -182,15 +182,20 @@ class MlflowTracker:
         step = self._study.trials
         if best is not None and best.objective is not None:
             self._metrics("study", {f"objective/{self._study.criterion.metric}": best.objective}, step=step)
+            for uid, run in self._known.items():  # of an earlier process, which knew of fewer trials
+                if "proseg.best" in run.data.tags and uid != f"{self._study.name}/{best.name}":
+                    self._send(lambda run=run: self._client.set_tag(run.info.run_id, "proseg.best", "false"))
             self._send(lambda: self._client.set_tag(self._runs[best.name], "proseg.best", "true"))
         self._metrics("study", summary, step=step)
         status = {"finished": "FINISHED", "interrupted": "KILLED"}.get(state, "FAILED")
         if "final" in self._open_folds:
             self._metrics("final", summary, step=0)
-        for key, folder in self._open_folds.items():  # the stage itself, and folds that did not come to their end
+        for key, folder in self._open_folds.items():  # the stages themselves, and trainings that did not come to an end
+            failure = folder / "failure.json"
             self._epochs(key, folder)
-            self._files(key, [folder / "failure.json"])
-            self._end(key, status, {"proseg.state": "complete" if state == "finished" else state})
+            self._files(key, [failure])
+            word = "failed" if failure.exists() else "complete" if state == "finished" else state
+            self._end(key, "FAILED" if failure.exists() else status, {"proseg.state": word})
         labels = {"proseg.data_label": _labels(self._study)}
         self._end("study", status, labels | {"proseg.state": state, "mlflow.note.content": note})
         self._flush(now=True)

@@ -76,6 +76,7 @@ def run_trainings(
             progress(training, len(read_epochs(training.folder)))
         for reference in done:
             training = running.pop(reference)
+            ray.get(keeper.give.remote(training.name, warm=False))  # nothing, unless its process was lost for good
             try:
                 _check(reference, training)
             except Stopped:

@@ -4,12 +4,15 @@ import json
 import signal
 import subprocess
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.results import median_objective, read_trials
 from orchestrator.study import Study, find_study, read_state
+from proseg.records import read_epochs
 from tests.places import SEARCH, Place, mlflow_runs, wait_for
 from tests.studies import make_store, space_values
 
@@ -147,6 +150,22 @@ def test_the_winner_can_be_taken_away(launched: Launched):
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["export"] == str(target)
     assert proseg.load(target).config.flat()["epochs"] == 2
+
+
+def test_as_many_trials_as_there_is_room_for_train_at_a_time_to_the_end(place: Place):
+    """A seat that an ended trial kept would halve the rest of the study, which nothing else would tell."""
+    file = place.space(
+        budget={"trials": 8, "epochs": 4}, search=SEARCH | {"optim.lr": {"kind": "choice", "values": [0.001, 0.003]}},
+        final=[{"data": str(place.store.folder), "epochs": 2}],
+    )  # fmt: skip
+    slow = {"PROSEG_TEST_FAULTS": str(place.folder), "PYTHONPATH": str(Path(__file__).parent / "faults")}
+    (place.folder / "slow").write_text("0.3")
+    result = place.run("launch", file, "--study", "two", "--concurrent", "2", "--confirm", "0", **slow)
+    (place.folder / "slow").unlink()
+    assert result.returncode == 0, result.stderr
+    folds = [read_epochs(folder) for folder in find_study(place.home, "two").folder.glob("final/*/*")]
+    spans = sorted((fold[0]["time"], fold[-1]["time"]) for fold in folds)
+    assert any(later < end for (_, end), (later, _) in pairwise(spans)), spans
 
 
 # Two ranks a trial, and a store elsewhere
