@@ -29,7 +29,7 @@ test: setup  ## the quick tests
 	$(BIN)/python -m pytest
 
 slow: setup  ## the tests that start Ray, several processes or an installation
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 check: setup  ## lint, format, types, import contracts
 	$(BIN)/ruff check .

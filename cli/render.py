@@ -133,6 +133,8 @@ class Watch:
     def picture(self) -> Group:
         """The whole display, drawn anew at every refresh."""
         parts: list[Any] = [self._headline()]
+        if self._study.quote is not None:
+            parts.append(Text(f"expected: {cost(self._study.quote)}", style="dim"))
         if self._trials:
             parts.append(_trial_table(self._study, self._leaders()))
         parts += [Text(f"{name}: epoch {epoch}/{epochs}") for name, (epoch, epochs) in self._trainings.items()
@@ -340,7 +342,9 @@ def status(
     line(f"study {study.name}: {state}; {len(trials)} of {study.trials} trials ({words}); "
          f"{len(results)} of {folds} final folds")  # fmt: skip
     spent, limit = sum(trial.cost for trial in trials), f" of {study.budget:g}" if study.budget else ""
-    line(f"{spent:.3g}{limit} {study.resources.unit} spent on trials; "
+    retries = sum(len(trial.retries) for trial in trials)
+    again = f", which went on {retries} time(s) from a checkpoint" if retries else ""
+    line(f"{spent:.3g}{limit} {study.resources.unit} spent on trials{again}; "
          f"{used(study.folder) / 2**20:.1f} MB in {study.folder}")  # fmt: skip
     if trials:
         out.print(_trial_table(study, trials))

@@ -429,17 +429,19 @@ def _go_on_or_fail(found: Trouble, terms: Terms, course: Course) -> None:
     again = {
         "error": False,
         "memory": course.share == terms.share and (doubled > course.share or not terms.can_double)
-        and not any("memory" in retry for retry in course.retries),
+        and not any("out of memory" in retry for retry in course.retries),
         "lost": len(course.retries) < RESTARTS,
         "hung": not any("no epoch" in retry for retry in course.retries),
     }[found.kind]  # fmt: skip
     if not again:
         raise TrainingFailed(found.reason) from RuntimeError(found.traceback)
-    if found.kind == "memory" and terms.can_double:
+    if found.kind != "memory":
+        course.retries.append(found.reason)
+    elif terms.can_double:
         course.share = doubled
         course.retries.append(f"out of memory: tried again with a share of {doubled:g}")
     else:
-        course.retries.append(found.reason)
+        course.retries.append(f"out of memory: tried again ({found.reason})")
 
 
 def _attempt(job: Job, keeper: Any, owner: str, terms: Terms, course: Course) -> Iterator[dict[str, Any]]:

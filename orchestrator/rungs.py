@@ -1,8 +1,8 @@
 """Early stopping by successive halving (ASHA, Li et al., MLSys 2020), with the reason of every decision.
 
 At rungs of grace, grace * reduction, grace * reduction^2, ... epochs a trial goes on if it is among the best
-1/reduction of those that have come as far; nobody waits for anybody. With two objectives the order is that of
-non-dominated fronts. Ray's own ASHA does the same for one objective and does not say why.
+1/reduction of those that have come as far, the first in any case; nobody waits for anybody. With two objectives the
+order is that of non-dominated fronts. Ray's own ASHA does the same for one objective and does not say why.
 """
 
 import math
@@ -31,7 +31,8 @@ class Decision:
     def sentence(self, metrics: Sequence[str]) -> str:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in zip(metrics, self.value, strict=True))
         bound = f", cut-off {self.cutoff:.4f}" if self.cutoff is not None else ", by non-dominated fronts"
-        return f"ASHA: rank {self.rank} of {self.of} at epoch {self.rung} ({shown}{bound}), the best {self.kept} go on"
+        goes_on = "only the best goes on" if self.kept == 1 else f"the best {self.kept} go on"
+        return f"ASHA: rank {self.rank} of {self.of} at epoch {self.rung} ({shown}{bound}), {goes_on}"
 
     def record(self) -> dict[str, Any]:
         return {**asdict(self), "value": list(self.value)}
@@ -57,7 +58,7 @@ class Rungs:
             return None
         self.record(number, epoch, values)
         here = self._values[epoch]
-        kept = math.ceil(len(here) / self._reduction)
+        kept = max(1, len(here) // self._reduction)
         rank = self._rank(number, here)
         if rank <= kept:
             return None

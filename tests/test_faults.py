@@ -190,7 +190,7 @@ def test_a_driver_killed_ten_times_loses_nothing(place: Faulty, undisturbed: lis
     process = place.launch("driver")
     wait_for(process, "search: begun")
     for _ in range(10):
-        time.sleep(rng.uniform(0, 9))
+        time.sleep(rng.uniform(0, 7))
         process.kill()
         process.communicate()
         wait_until_gone(place)

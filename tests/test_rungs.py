@@ -58,8 +58,8 @@ def test_decisions_are_made_at_powers_of_the_reduction(grace: int, reduction: in
 
 def test_trials_that_come_to_a_rung_are_held_against_those_that_were_there():
     assert stopped(rungs(), [0.5, 0.6, 0.4, 0.45, 0.7, 0.3]) == [1, 4]
-    assert stopped(rungs(reduction=3), [0.5, 0.6, 0.4, 0.45, 0.7, 0.3]) == [1, 4]
-    assert stopped(rungs(reduction=3), [0.1, 0.3, 0.2, 0.15]) == [1, 2]
+    assert stopped(rungs(reduction=3), [0.5, 0.6, 0.4, 0.45, 0.7, 0.3]) == [1, 3, 4]
+    assert stopped(rungs(reduction=3), [0.1, 0.3, 0.2, 0.15]) == [1, 2, 3]
 
 
 def test_the_first_at_a_rung_goes_on_whatever_it_brings():
@@ -126,7 +126,7 @@ def test_what_is_not_a_number_does_not_disturb_the_cut_off(maximize: bool):
             found.record(number, 1, (value,))
         decision = found.report(4, 1, (0.2 if maximize else 1.5,))
         assert decision is not None
-        assert (decision.cutoff, decision.rank, decision.of, decision.kept) == (0.3 if maximize else 0.9, 4, 5, 3)
+        assert (decision.cutoff, decision.rank, decision.of, decision.kept) == (0.5, 4, 5, 2)
 
 
 # Against the definition
@@ -141,7 +141,7 @@ def test_a_trial_goes_on_if_it_is_among_the_best_of_those_that_came_as_far(maxim
         for number in range(20):
             value = rng.choice([round(rng.random(), 1), NAN])
             seen.append(math.inf if math.isnan(value) else -value if maximize else value)
-            kept = math.ceil(len(seen) / reduction)
+            kept = max(1, len(seen) // reduction)
             among_best = sorted(seen).index(seen[-1]) < kept
             decision = found.report(number, 1, (value,))
             assert (decision is None) == among_best
@@ -159,9 +159,9 @@ def test_with_two_objectives_the_order_is_that_of_fronts():
     assert found.report(0, 1, (0.3, 0.8)) is None
     assert found.report(1, 1, (0.2, 0.7)) is None, "neither beats the other"
     decision = found.report(2, 1, (0.4, 0.6))
-    assert decision == Decision(rung=1, value=(0.4, 0.6), cutoff=None, rank=3, of=3, kept=2)
+    assert decision == Decision(rung=1, value=(0.4, 0.6), cutoff=None, rank=3, of=3, kept=1)
     assert decision.sentence(["ged", "dice_mean"]) == (
-        "ASHA: rank 3 of 3 at epoch 1 (ged 0.4000, dice_mean 0.6000, by non-dominated fronts), the best 2 go on"
+        "ASHA: rank 3 of 3 at epoch 1 (ged 0.4000, dice_mean 0.6000, by non-dominated fronts), only the best goes on"
     )
 
 
@@ -176,7 +176,7 @@ def test_a_trial_in_a_worse_front_is_ranked_after_all_of_the_better():
         found.record(number, 1, values)
     decision = found.report(4, 1, (5, 5))
     assert decision is not None
-    assert (decision.rank, decision.of, decision.kept) == (5, 5, 3)
+    assert (decision.rank, decision.of, decision.kept) == (5, 5, 2)
     third = found.report(5, 1, (4, 4))
     assert third is not None
     assert third.rank == 5, "two fronts of two stand before it"

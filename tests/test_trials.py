@@ -212,7 +212,7 @@ def test_a_trial_that_is_not_among_the_best_is_stopped_and_told_why(planned):
     first, second = read_trials(study)
     assert first.decision is None
     assert (second.state, second.epoch, second.objective) == ("stopped early", 1, 0.6)
-    assert second.reason == "ASHA: rank 2 of 2 at epoch 1 (ged 0.6000, cut-off 0.5000), the best 1 go on"
+    assert second.reason == "ASHA: rank 2 of 2 at epoch 1 (ged 0.6000, cut-off 0.5000), only the best goes on"
     assert second.decision == {"rung": 1, "value": [0.6], "cutoff": 0.5, "rank": 2, "of": 2, "kept": 1}
 
 
@@ -234,7 +234,7 @@ def test_two_objectives_are_judged_by_fronts(planned):
     assert trained(search, [0.5, 0.4, 0.3, 0.2])
     assert not trained(search, [0.6])
     assert read_trials(study)[1].reason == (
-        "ASHA: rank 2 of 2 at epoch 1 (ged 0.6000, dice_mean 0.5000, by non-dominated fronts), the best 1 go on"
+        "ASHA: rank 2 of 2 at epoch 1 (ged 0.6000, dice_mean 0.5000, by non-dominated fronts), only the best goes on"
     )
 
 
