@@ -342,7 +342,7 @@ def _explain(fault: Any) -> str:
 def _allowed(path: list[str], kind: str) -> str:
     parts: dict[str, type[BaseModel]] = {
         "search": _KINDS.get(kind, SearchSpace), "objective": Objective, "second_objective": Objective,
-        "scheduler": Scheduler, "budget": Budget, "confirm": Confirm, "final": FinalStage,
+        "scheduler": Scheduler, "budget": Budget, "confirm": Confirm, "limits": Limits, "final": FinalStage,
     }  # fmt: skip
     model = parts.get(path[0], SearchSpace) if len(path) > 1 else SearchSpace
     return ", ".join(name for name in model.model_fields if name not in ("name", "file"))

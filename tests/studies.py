@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from orchestrator.compare import Score, compare, to_json
+from orchestrator.confirm import VERDICT
+from orchestrator.estimate import Probe, Timed
 from orchestrator.resources import Node, Resources
 from orchestrator.results import FoldResult, Trial, TrialLog
 from orchestrator.study import DataRef, Final, Study, base_config, write_state, write_study
@@ -128,6 +131,15 @@ def _train(study: Study, folder: Path, *, fold: int, values: dict[str, Any]) -> 
     list(fit(study.config_of(values), study.data.folder, part, folder, study.criterion))
 
 
+def confirm(study: Study, *, leader: int, chosen: int) -> None:
+    """A comparison of two trials of which the cheaper is taken, as they do not differ."""
+    patients = ["a", "b", "c"]
+    scores = [Score(leader, 0, patients, [0.3, 0.3, 0.3], 2.0), Score(chosen, 0, patients, [0.3, 0.4, 0.3], 1.0)]
+    verdict = compare(scores, maximize=False)
+    assert (verdict.leader, verdict.chosen) == (leader, chosen)
+    write_atomically(study.folder / VERDICT, json.dumps(to_json(verdict)).encode())
+
+
 def fold_result(fold: int, ged: float = 0.2, dice: float = 0.9, **changes: Any) -> FoldResult:
     """The scores of one fold: GED as given, every Dice the same."""
     names = ["dice_soft", "dice_max", "dice_match"]
@@ -137,6 +149,14 @@ def fold_result(fold: int, ged: float = 0.2, dice: float = 0.9, **changes: Any) 
     values = {"data": "blobs", "label": LABEL, "fold": fold, "cases": 4, "patients": 2, "samples": RATERS,
               "prior_samples": 50, "epoch": 2, "metrics": metrics}  # fmt: skip
     return FoldResult(**values | changes)
+
+
+def probe_of(study: Study, *, remotely: bool = False, **changes: Any) -> Probe:
+    """What a probe might measure, in the place of one: 10 s an epoch and 5 s on a test part, whatever the data."""
+    timed = Timed(step=0.1, spread=0.2, epoch=10.0, test=5.0)
+    finals = tuple(timed for final in study.finals if final.data is not None)
+    known = {"memory": 2**20, "room": 2**30, "gpu": False, "weights": 1000}
+    return Probe(search=timed, finals=finals, **known | changes)
 
 
 def tree(folder: Path) -> dict[str, bytes]:

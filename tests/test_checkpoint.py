@@ -13,7 +13,7 @@ from proseg.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from proseg.config import TrainConfig
 from proseg.data import batches
 from proseg.data.store import Store
-from proseg.errors import CheckpointError
+from proseg.errors import CheckpointError, DamagedCheckpoint
 from proseg.records import write_atomically
 from proseg.train import TrainState, train, train_step
 from tests.studies import make_store
@@ -115,22 +115,23 @@ def test_nothing_in_the_file_can_be_executed(file: Path, monkeypatch: pytest.Mon
 def test_a_truncated_file_is_refused_by_name(file: Path, kept: float):
     content = file.read_bytes()
     file.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
-    with pytest.raises(CheckpointError, match=r"last\.safetensors is damaged"):
+    with pytest.raises(DamagedCheckpoint, match=r"last\.safetensors is damaged"):
         load_checkpoint(file)
 
 
 @pytest.mark.parametrize("content", [b"hello", bytes(1000), b"\x80\x04pickle" * 50, b"\xff" * 64])
 def test_a_file_of_another_kind_is_refused_by_name(tmp_path: Path, content: bytes):
     (tmp_path / "other").write_bytes(content)
-    with pytest.raises(CheckpointError, match="other is damaged"):
+    with pytest.raises(DamagedCheckpoint, match="other is damaged"):
         load_checkpoint(tmp_path / "other")
 
 
 @pytest.mark.parametrize("header", [None, {}, {"format": "proseg-checkpoint/1"}, {"format": "pt"}], ids=str)
 def test_safetensors_of_others_are_refused_by_name(tmp_path: Path, header: dict[str, str] | None):
     save_file({"weight": torch.zeros(3)}, tmp_path / "foreign", header)
-    with pytest.raises(CheckpointError, match="foreign is not a checkpoint of this program"):
+    with pytest.raises(CheckpointError, match="foreign is not a checkpoint of this program") as error:
         load_checkpoint(tmp_path / "foreign")
+    assert not isinstance(error.value, DamagedCheckpoint), "an older one would not do either"
 
 
 @pytest.mark.parametrize("path", ["nowhere", "."])
@@ -149,7 +150,7 @@ def test_a_damaged_header_is_refused_by_name(file: Path, name: str, value: str |
         header = opened.metadata()
     changed = {key: text for key, text in (header | {name: value}).items() if text is not None}
     save_file(load_file(file), file, changed)
-    with pytest.raises(CheckpointError, match=r"last\.safetensors has a damaged header"):
+    with pytest.raises(DamagedCheckpoint, match=r"last\.safetensors has a damaged header"):
         load_checkpoint(file)
 
 

@@ -1,10 +1,12 @@
 """The command: what a person types, and what they are told. Nothing here starts Ray."""
 
+import errno
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,25 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.app import app
-from orchestrator.estimate import Probe, Timed
-from orchestrator.study import Study, write_state
+from orchestrator.control import Stopped
+from orchestrator.resources import Node
+from orchestrator.study import Study, StudyError, StudyFailed, alone, find_study, write_state, write_study
 from proseg.data import npc
 from proseg.data.store import Store
-from tests.studies import add_trial, fold_result, make_store, make_study, space_values, tree
+from tests.studies import (
+    add_trial,
+    confirm,
+    fold_result,
+    make_store,
+    make_study,
+    probe_of,
+    space_values,
+    tree,
+    write_epochs,
+)
 
 STUDIES = ["launch", "resume", "stop", "explain", "best", "status", "ui"]
 COMMANDS = [*STUDIES, "data", "data list", "data show", "data standin"]
-TIMED = Timed(step=0.1, spread=0.2, epoch=10.0, test=5.0)
 SLOW_IMPORTS = ("torch", "ray", "mlflow", "optuna")
 
 
@@ -34,22 +46,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def measured(study: Study, *, remotely: bool) -> Probe:
-    """What a launch would measure; `test_a_dry_run_measures` really does."""
-    finals = tuple(TIMED for final in study.finals if final.data is not None)
-    return Probe(TIMED, finals, memory=2**20, room=2**30, gpu=False, weights=1000)
-
-
 @pytest.fixture(autouse=True)
-def no_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What should have been refused must not start a search instead."""
+def neither_ray_nor_a_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What should have been refused must not start a search instead; and nothing is measured, which takes seconds."""
 
     def started(*args: Any, **named: Any) -> None:
         raise AssertionError("Ray was started")
 
-    if "space" in request.fixturenames:
-        monkeypatch.setattr("orchestrator.session.keeper", started)
-        monkeypatch.setattr("orchestrator.launch.probe", measured)
+    monkeypatch.setattr("orchestrator.session.keeper", started)
+    monkeypatch.setattr("orchestrator.launch.probe", probe_of)
 
 
 @pytest.fixture
@@ -188,6 +193,10 @@ def test_a_space_that_cannot_be_searched(space, nothing_written, changes: dict[s
         (["--data", "no/such/folder"], "no/such/folder"),
         (["--seed", "-1"], "--seed"),
         (["--seed", "99999999999"], "seed"),
+        (["--concurrent", "0"], "'0' is not a number of at least 1"),
+        (["--gpu-share", "-0.5"], "'-0.5' is not a share"),
+        (["--gpu-share", "nan"], "'nan' is not a share"),
+        (["--epoch-timeout", "0s"], "'0s' is not a duration"),
         (["--nonsense"], "--nonsense"),
     ],
 )
@@ -365,6 +374,20 @@ def test_status_as_json(study: Study):
     assert len(found["folds"]) == 2
 
 
+def test_status_tells_what_was_spent_and_what_lies_on_the_disk(home: Path, store: Store):
+    study = make_study(home, store)
+    write_study(study.model_copy(update={"budget": 2.0}))
+    for number, cost in enumerate([0.25, 0.5]):
+        add_trial(study, number, 0.4, cost=cost, retries=("a training process was lost",))
+    found = answer("status", "--json")
+    assert found["spent"] == {"unit": "CPU-hours", "amount": 0.75}
+    assert found["disk"] == sum(len(content) for content in tree(study.folder).values())
+    assert (
+        "0.75 of 2 CPU-hours spent on trials, which went on 2 time(s) from a checkpoint; 0.0 MB in"
+        in run("status").stdout
+    )
+
+
 def test_best_as_json(study: Study):
     found = answer("best", "s1", "--json")
     assert (found["study"], found["trial"], found["objective"]["value"]) == ("s1", 1, 0.3)
@@ -401,6 +424,63 @@ def test_a_dry_run_tells_the_plan(space, store: Store):
     assert [part for part in parts if part not in result.stdout] == []
 
 
+@pytest.mark.parametrize("asked", [["--concurrent", "auto"], ["--gpu-share", "auto"], ["--budget", "1cpuh"]])
+def test_what_is_left_to_the_probe_can_be_said(space, monkeypatch: pytest.MonkeyPatch, asked: list[str]):
+    monkeypatch.setattr("orchestrator.resources._count_gpus", lambda: 0)
+    words = ["launch", space(), "--no-final", "--dry-run", "--json"]
+    assert answer(*words, *asked) == answer(*words)
+
+
+def test_a_dry_run_tells_what_confirmation_and_final_stage_cost(space, store: Store):
+    file = space(final=[{"data": str(store.folder), "epochs": 3}], confirm={"top": 2, "repeats": 2}, sampler="qmc")
+    words = ["launch", file, "--dry-run", "--concurrent", "1"]
+    found = answer(*words, "--json")
+    assert (found["sampler"], found["confirm"]) == ("qmc", {"top": 2, "repeats": 2})
+    assert [(final["folds"], final["epochs"], final["missing"]) for final in found["final"]] == [(4, 3, None)]
+    assert found["seconds"]["confirm"]["high"] == 2 * 2 * 2 * 10.0
+    assert found["seconds"]["final"]["high"] == 4 * (3 * 10.0 + 5.0)
+    assert found["points"][0]["origin"].startswith("the paper")
+    shown = run(*words).stdout
+    for part in ("the best 2 are retrained 2 time(s) each and compared", "4 fold(s), 3 epochs", "confirmation 80 s"):
+        assert part in shown
+    assert "are retrained" not in run(*words, "--confirm", "0").stdout
+    assert answer(*words, "--json", "--confirm", "0")["seconds"]["confirm"]["high"] == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "part"),
+    [
+        (["--max-time", "220s"], "--max-time 220s is less than"),
+        (["--budget", "0.01cpuh"], "--budget of 0.01 CPU-hours"),
+    ],
+)
+def test_what_does_not_suffice_for_the_final_stage_is_refused(
+    space, store: Store, nothing_written, asked: list[str], part: str
+):
+    file = space(final=[{"data": str(store.folder), "epochs": 3}], confirm={"top": 2, "repeats": 2})
+    nothing_written()
+    sentence = refused(run("launch", file, "--concurrent", "1", *asked))
+    assert part in sentence
+    assert "--no-final" in sentence
+
+
+def test_a_cluster_is_joined_where_the_environment_names_one(space, monkeypatch: pytest.MonkeyPatch):
+    joined = []
+
+    @contextmanager
+    def join(address: str | None, home: Path, *, verbose: bool):
+        joined.append(address)
+        yield address and [Node(cpus=6, gpus=0), Node(cpus=5, gpus=0)]
+
+    monkeypatch.setattr("orchestrator.session.joined", join)
+    words = ["launch", space(), "--no-final", "--dry-run", "--json", "--trials", "30"]
+    assert len(answer(*words)["resources"]["nodes"]) == 1
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert answer(*words)["resources"]["cpus"] == 11
+    answer(*words, "--address", "auto")
+    assert joined == [None, "10.0.0.1:6379", "auto"]
+
+
 def test_status_and_best_for_a_person(study: Study):
     for command in ("status", "best"):
         result = run(command)
@@ -409,6 +489,24 @@ def test_status_and_best_for_a_person(study: Study):
         assert "20.00" not in result.stdout
         assert "0.2000" in result.stdout
     assert "the loss is not finite" in run("status").stdout
+
+
+def test_best_tells_what_the_comparison_came_to(study: Study):
+    confirm(study, leader=1, chosen=0)
+    assert answer("best", "--json")["trial"] == 0
+    for words in (["best"], ["resume"]):
+        assert "confirmed: On ged, t000 (difference" in run(*words).stdout
+    assert "study s1, trial t000: ged 0.4000 on validation patients" in run("best").stdout
+
+
+def test_best_shows_the_front_of_two_objectives(home: Path, store: Store):
+    study = make_study(home, store, second_objective={"metric": "dice_mean"})
+    for number, (ged, dice) in enumerate([(0.3, 0.9), (0.2, 0.8), (0.4, 0.85)]):
+        add_trial(study, number, ged, second=dice)
+    shown = [line for line in run("best").stdout.splitlines() if "Pareto" in line]
+    assert shown == [
+        "Pareto front: t001 with ged 0.2000, dice_mean 0.8000", "Pareto front: t000 with ged 0.3000, dice_mean 0.9000",
+    ]  # fmt: skip
 
 
 def test_status_of_a_study_that_runs(home: Path, store: Store):
@@ -447,9 +545,39 @@ def test_explain_tells_why_a_trial_ended(study: Study):
         assert part in shown
 
 
+def test_explain_tells_where_the_traceback_of_a_failure_is(study: Study):
+    folder = study.trial_folder(2)
+    folder.mkdir(parents=True)
+    (folder / "failure.json").write_text(json.dumps({"reason": "the loss is not finite", "traceback": "..."}))
+    found = answer("explain", "2", "--json")
+    assert (found["state"], found["place"], found["traceback"]) == ("failed", None, str(folder / "failure.json"))
+    shown = run("explain", "t2").stdout
+    for part in ("t002 of s1: failed", "why: the loss is not finite", f"traceback: {folder / 'failure.json'}"):
+        assert part in shown
+
+
+def test_explain_follows_a_trial_that_runs(home: Path, store: Store):
+    study = make_study(home, store)
+    write_state(study, "running")
+    add_trial(study, 0, 0.4, "running", retries=("a training process was lost",))
+    write_epochs(study.trial_folder(0), [0.5, 0.4])
+    assert [epoch["best"] for epoch in answer("explain", "t0", "--json")["epochs"]] == [0.5, 0.4]
+    shown = run("explain", "t0").stdout
+    assert "t000 of s1: running after 2 of 2 epochs, place 1 of 1" in shown
+    assert "went on from its last checkpoint: a training process was lost" in shown
+
+
+def test_explain_of_a_study_without_trials(home: Path, store: Store):
+    make_study(home, store)
+    assert "no trial t000; it has no trial yet" in refused(run("explain", "0"))
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
+        (["explain"], ["TRIAL"]),
+        (["explain", "-1"], ["-1"]),
+        (["explain", "t001", "x"], ["no study 'x'"]),
         (["explain", "t009"], ["no trial t009", "t000 to t002"]),
         (["explain", "best"], ["'best' is not a trial"]),
         (["stop"], ["s1 is not running: it is finished"]),
@@ -477,6 +605,102 @@ def test_stop_leaves_word_for_the_process_that_runs_it(study: Study):
     write_state(study, "running")
     assert run("stop", "s1").exit_code == 0
     assert (study.folder / "stop").exists()
+
+
+@pytest.mark.parametrize("state", ["interrupted", "failed"])
+def test_a_study_that_does_not_run_cannot_be_stopped(study: Study, state):
+    write_state(study, state)
+    assert f"s1 is not running: it is {state}" in refused(run("stop", "s1"))
+    assert not (study.folder / "stop").exists()
+
+
+@pytest.fixture
+def unfinished(study: Study, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """It was interrupted; MLflow, whose store takes seconds to make, is not asked whether it answers."""
+    monkeypatch.setattr("orchestrator.launch.check_server", lambda home: None)
+    write_state(study, "interrupted")
+    return study
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--gpu-share", "0.5"], "without GPUs"),
+        (["--concurrent", "99"], "--concurrent 99"),
+        (["--budget", "1gpuh"], "write 1cpuh"),
+        (["--max-time", "soon"], "'soon' is not a duration"),
+        (["--trials", "9"], "--trials"),
+    ],
+)
+def test_wrong_options_of_resume(unfinished: Study, monkeypatch: pytest.MonkeyPatch, options: list[str], part: str):
+    monkeypatch.setattr("orchestrator.resources._count_gpus", lambda: 0)
+    before = tree(unfinished.folder)
+    assert part in refused(run("resume", "s1", *options))
+    after = tree(unfinished.folder)
+    assert after | {".running": b""} == before | {".running": b""}
+
+
+def test_a_study_that_runs_elsewhere_is_not_resumed(unfinished: Study):
+    with alone(unfinished):
+        assert "s1 is running already" in refused(run("resume", "s1"))
+
+
+def test_a_study_whose_data_have_changed_is_not_resumed(unfinished: Study):
+    manifest = unfinished.data.folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(unfinished.data.fingerprint, "0" * 64))
+    assert "its fingerprint has changed" in refused(run("resume"))
+
+
+def test_a_study_goes_on_with_the_limits_that_are_given_now(unfinished: Study, monkeypatch: pytest.MonkeyPatch):
+    ran = []
+    monkeypatch.setattr("orchestrator.launch.run", lambda study, *_, **__: ran.append(study))
+    found = answer("resume", "s1", "--json", "--max-time", "2h", "--budget", "1.5cpuh", "--concurrent", "1")
+    assert found["study"] == "s1"
+    (study,) = ran
+    assert (study.max_time, study.budget, study.resources.concurrent) == (7200, 1.5, 1)
+    assert find_study(unfinished.folder.parent.parent, "s1") == study
+
+
+# How a study ends
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (Stopped(), 130, "error: stopped; `proseg-tune resume` goes on from what has been reached"),
+        (KeyboardInterrupt(), 130, "error: interrupted; what has been reached is kept in the workspace"),
+        (StudyFailed("every trial failed"), 1, "error: every trial failed"),
+        (StudyError("it runs already"), 2, "error: it runs already"),
+        (OSError(errno.ENOSPC, "No space left on device", "trials.jsonl"), 2, "error: trials.jsonl cannot be used"),
+    ],
+)
+@pytest.mark.parametrize("command", ["launch", "resume"])
+def test_the_exit_code_says_whose_fault_it_was(
+    unfinished: Study, space, monkeypatch: pytest.MonkeyPatch, command: str, error: BaseException, code: int, said: str
+):
+    def run_it(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("orchestrator.launch.run", run_it)
+    result = run("launch", space(), "--no-final") if command == "launch" else run("resume", "s1")
+    assert result.exit_code == code
+    assert said in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_bug_keeps_its_traceback(unfinished: Study, monkeypatch: pytest.MonkeyPatch):
+    def run_it(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("orchestrator.launch.run", run_it)
+    assert isinstance(run("resume", "s1").exception, ZeroDivisionError)
+
+
+def test_standard_output_belongs_to_the_json(unfinished: Study, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("orchestrator.launch.run", lambda *_, **__: print("what Ray prints"))
+    result = run("resume", "s1", "--json")
+    assert json.loads(result.stdout)["trial"] == 1
+    assert "what Ray prints" in result.stderr
 
 
 def test_an_object_store_is_no_workspace(monkeypatch: pytest.MonkeyPatch):

@@ -19,7 +19,19 @@ from proseg.checkpoint import load_checkpoint
 from proseg.config import TrainConfig, parse
 from proseg.data.folds import Fold
 from proseg.data.store import Store
-from proseg.distributed import derive_seed, gather_objects, rank, run_ranks, seed_everything, sum_over_ranks, world_size
+from proseg.distributed import (
+    backend_of,
+    derive_seed,
+    device_name,
+    gather_objects,
+    join_group,
+    leave_group,
+    rank,
+    run_ranks,
+    seed_everything,
+    sum_over_ranks,
+    world_size,
+)  # fmt: skip
 from proseg.errors import ConfigError, ProSegError, TrainingError
 from proseg.evaluate import evaluate
 from proseg.fit import fit
@@ -308,3 +320,41 @@ def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+# Groups that are joined
+
+
+@pytest.mark.parametrize(
+    ("devices", "backend"),
+    [
+        (["GPU-1"], "nccl"),
+        (["GPU-1", "GPU-2", "GPU-3"], "nccl"),
+        (["GPU-1", "GPU-2", "GPU-1"], "gloo"),
+        (["cpu"], "gloo"),
+        (["cpu", "cpu"], "gloo"),
+        (["GPU-1", "cpu"], "gloo"),
+    ],
+)
+def test_nccl_is_for_ranks_that_have_a_gpu_each(devices: list[str], backend: str):
+    assert backend_of(devices) == backend
+
+
+def test_a_device_without_gpus_is_the_cpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_name() == "cpu"
+
+
+def test_a_group_is_left_and_joined_anew_at_another_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One process runs one training after another."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    leave_group()
+    for number in (0, 1):
+        join_group(0, 1, meeting=f"file://{tmp_path / str(number)}", backend="gloo")
+        try:
+            assert (rank(), world_size()) == (0, 1)
+            assert torch.distributed.is_initialized()
+            assert gather_objects("here") == ["here"]
+        finally:
+            leave_group()
+        assert not torch.distributed.is_initialized()

@@ -9,7 +9,7 @@ import pytest
 
 import proseg
 from orchestrator import export as exporting
-from orchestrator.export import best_record, export
+from orchestrator.export import best_record, export, winner
 from orchestrator.study import Study, StudyError
 from proseg.data.store import Store
 from proseg.errors import ProSegError
@@ -20,6 +20,7 @@ from tests.studies import (
     RATERS,
     SIDE,
     add_trial,
+    confirm,
     make_store,
     make_study,
     train_fold,
@@ -128,6 +129,58 @@ def test_the_record_of_the_best_says_where_it_was_exported_to(study: Study, tmp_
     assert best_record(study)["export"] is None
     export(study, tmp_path / "out")
     assert best_record(study)["export"] == str(tmp_path / "out")
+
+
+# Who wins
+
+
+@pytest.fixture
+def searched(tmp_path: Path, store: Store) -> Study:
+    """The second of its trials is the best of the search."""
+    study = make_study(tmp_path / "home", store)
+    train_trial(study, 0)
+    train_trial(study, 1)
+    add_trial(study, 1, 0.01)
+    add_trial(study, 2, 0.001, "stopped early")
+    return study
+
+
+def test_the_best_of_the_search_wins_where_nothing_was_compared(searched: Study):
+    assert winner(searched).number == 1
+    assert best_record(searched)["confirmation"] is None
+
+
+def test_the_one_that_the_comparison_chose_wins(searched: Study):
+    confirm(searched, leader=1, chosen=0)
+    assert winner(searched).number == 0
+    record = best_record(searched)
+    assert (record["trial"], record["values"]["optim.lr"]) == (0, 0.001)
+    assert record["objective"]["value"] == winner(searched).objective
+    assert (record["confirmation"]["leader"], record["confirmation"]["chosen"]) == (1, 0)
+    assert "t000 is taken as the cheaper of equals" in record["confirmation"]["sentence"]
+    json.dumps(record, allow_nan=False)
+
+
+def test_the_weights_that_are_exported_are_the_winners(searched: Study, tmp_path: Path):
+    confirm(searched, leader=1, chosen=0)
+    export(searched, tmp_path / "out")
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert weights == (searched.trial_folder(0) / "best.safetensors").read_bytes()
+    assert "trial 0" in (tmp_path / "out" / "README.md").read_text()
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["trial"] == 0
+
+
+def test_the_front_of_two_objectives_is_told(tmp_path: Path, store: Store):
+    study = make_study(tmp_path, store, second_objective={"metric": "dice_mean"})
+    for number, (ged, dice) in enumerate([(0.3, 0.9), (0.2, 0.8), (0.4, 0.85)]):
+        add_trial(study, number, ged, second=dice)
+    record = best_record(study)
+    assert record["front"] == [{"trial": 1, "objectives": [0.2, 0.8]}, {"trial": 0, "objectives": [0.3, 0.9]}]
+    assert record["trial"] == 1, "the best in the first objective"
+
+
+def test_without_a_second_objective_there_is_no_front(searched: Study):
+    assert best_record(searched)["front"] == []
 
 
 # What stands there already

@@ -1,16 +1,18 @@
-"""What is tried next, and how it ended: values within their ranges, the same for the same seed; none left running."""
+"""What is tried next: values within their ranges, the same after a crash; and Optuna's database, a copy of the log."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
-from orchestrator.results import ranked, read_trials
-from orchestrator.study import Study
-from proseg.records import Criterion
-from search_spaces.space import SearchSpace
-from tests.studies import make_space
+from orchestrator.results import Trial
+from orchestrator.sampling import Mirror, Proposals
+from orchestrator.study import Point, Study
+from proseg.data.store import Store
+from tests.studies import make_study
 
 EPOCHS = 4
 SEARCH = {
@@ -20,51 +22,74 @@ SEARCH = {
     "model.tau_size": {"kind": "int", "low": 2, "high": 5},
     "model.levels": {"kind": "fixed", "value": 2},
 }
+UNIT = {"kind": "float", "low": 0.0, "high": 1.0}
+TWO = {"second_objective": {"metric": "dice_mean"}}
+SAMPLERS = ["tpe", "gp", "random", "qmc", "grid"]
+
+
+@pytest.fixture(autouse=True)
+def log_of_optuna() -> Iterator[None]:
+    """Proposals turn it down, for the whole process."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    yield
+    optuna.logging.set_verbosity(before)
 
 
 @pytest.fixture
-def space() -> SearchSpace:
-    return make_space(search=SEARCH)
+def planned(tmp_path: Path, store: Store) -> Callable[..., Study]:
+    """Makes a study; `points` and `seed` are its own, the other changes are those of its space."""
+    made = 0
+
+    def make(*, points: tuple[Point, ...] = (), seed: int = 0, **changes: Any) -> Study:
+        nonlocal made
+        made += 1
+        study = make_study(tmp_path, store, name=f"s{made}", **{"search": SEARCH, **changes})
+        return study.model_copy(update={"points": points, "seed": seed})
+
+    return make
 
 
-def searcher(space: SearchSpace, folder: Path, *, seed: int = 0, maximize: bool = False):
-    from orchestrator.sampling import OptunaSearcher
+def ended(trial: Trial) -> Trial:
+    """How a trial of this number ends: in all the ways there are."""
+    value = abs(trial.values["optim.lr"] - 0.003) + 0.01 * trial.values["model.tau_size"]
+    if trial.number % 7 == 5:
+        return replace(trial, state="failed", reason="the loss is not finite")
+    if trial.number % 5 == 3:
+        return replace(trial, state="stopped early", epoch=1, objective=value + 0.1, second=0.5, reason="ASHA")
+    return replace(
+        trial, state="complete", epoch=EPOCHS, objective=value, second=0.5 + 0.1 * (trial.number % 3),
+        memory=2**30, epoch_seconds=1.0 + trial.number % 4, over=("epoch_seconds",) if trial.number % 4 > 1 else (),
+    )  # fmt: skip
 
-    folder.mkdir(exist_ok=True)
-    return OptunaSearcher(space, Criterion("ged", maximize), seed, folder / "optuna.db")
 
-
-def ended(best: float, epoch: int = EPOCHS, finished: bool | None = None) -> dict[str, Any]:
-    """What Ray hands over of a trial's last report."""
-    finished = epoch == EPOCHS if finished is None else finished
-    return {"epoch": epoch, "best": best, "ged": best, "finished": finished, "training_iteration": epoch}
-
-
-def suggestions(space: SearchSpace, folder: Path, seed: int, count: int = 10) -> list[dict[str, Any]]:
-    found = searcher(space, folder, seed=seed)
-    values = []
+def run(study: Study, count: int, *, at_once: int = 1) -> Iterator[tuple[list[Trial], Trial]]:
+    """A search of so many trials, so many at a time: (the log before it, what was proposed) of each."""
+    proposals, log, running = Proposals(study, []), dict[int, Trial](), list[Trial]()
     for number in range(count):
-        suggestion = found.suggest(f"ray{number}")
-        assert suggestion["number"] == number
-        values.append(suggestion["values"])
-        found.on_trial_complete(f"ray{number}", ended(suggestion["values"]["optim.lr"]))
-    return values
+        before = [log[key] for key in sorted(log)]
+        trial = proposals.ask()
+        yield before, trial
+        log[number] = trial
+        running.append(trial)
+        if len(running) == at_once:
+            over = ended(running.pop(number % at_once))
+            proposals.tell(over)
+            log[over.number] = over
 
 
-def kept(folder: Path) -> list[Any]:
-    """The trials as Optuna keeps them on disk."""
-    import optuna
-
-    return optuna.load_study(study_name="test", storage=f"sqlite:///{folder / 'optuna.db'}").trials
+def proposed(study: Study, count: int) -> list[dict[str, Any]]:
+    return [trial.values for _, trial in run(study, count)]
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return suggestions(make_space(search=SEARCH), tmp_path_factory.mktemp("optuna"), seed=0, count=16)
+# Values
 
 
-def test_values_lie_within_their_ranges(found: list[dict[str, Any]]):
-    for values in found:
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_values_lie_within_their_ranges(planned, sampler: str):
+    for number, (_, trial) in enumerate(run(planned(sampler=sampler), 6 if sampler == "gp" else 16)):
+        values = trial.values
+        assert (trial.number, trial.state, trial.origin) == (number, "running", "")
         assert values["optim.name"] in ("adam", "adamw")
         assert 0.0001 <= values["optim.lr"] <= 0.1
         assert values["model.tau_size"] in (2, 3, 4, 5)
@@ -73,119 +98,342 @@ def test_values_lie_within_their_ranges(found: list[dict[str, Any]]):
         assert 0 <= values.get("optim.weight_decay", 0) <= 0.5
 
 
-def test_a_condition_decides_whether_a_value_is_suggested(found: list[dict[str, Any]]):
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_condition_decides_whether_a_value_is_proposed(planned, sampler: str):
+    found = proposed(planned(sampler=sampler), 7)
     assert {values["optim.name"] for values in found} == {"adam", "adamw"}
     assert all(("optim.weight_decay" in values) == (values["optim.name"] == "adamw") for values in found)
 
 
-def test_search_learns_from_what_it_was_told(found: list[dict[str, Any]]):
-    """The objective was the learning rate itself: later suggestions are nearer to the low end than the first ones."""
-    rates = [values["optim.lr"] for values in found]
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_search_learns_from_what_it_was_told(planned, sampler: str):
+    """The objective is the learning rate itself: later proposals are nearer to the low end than the first ones."""
+    study = planned(sampler=sampler, search={"optim.lr": SEARCH["optim.lr"]})
+    proposals, rates = Proposals(study, []), []
+    for _ in range(14):
+        trial = proposals.ask()
+        rates.append(trial.values["optim.lr"])
+        proposals.tell(replace(trial, state="complete", epoch=EPOCHS, objective=rates[-1]))
     assert sorted(rates[-6:])[3] < sorted(rates[:6])[3]
 
 
-def test_the_same_seed_suggests_the_same(found: list[dict[str, Any]], space: SearchSpace, tmp_path: Path):
-    assert suggestions(space, tmp_path / "same", seed=0, count=8) == found[:8]
-    assert suggestions(space, tmp_path / "other", seed=1, count=2) != found[:2]
+def test_it_learns_the_other_way_where_large_is_good(planned):
+    study = planned(search={"optim.lr": SEARCH["optim.lr"]}, objective={"metric": "dice_mean"})
+    proposals, rates = Proposals(study, []), []
+    for _ in range(14):
+        trial = proposals.ask()
+        rates.append(trial.values["optim.lr"])
+        proposals.tell(replace(trial, state="complete", epoch=EPOCHS, objective=rates[-1]))
+    assert sorted(rates[-6:])[3] > sorted(rates[:6])[3]
 
 
-@pytest.mark.parametrize(
-    ("result", "error", "state", "value"),
-    [
-        (ended(0.3), False, "COMPLETE", 0.3),
-        (ended(0.4, epoch=1), False, "PRUNED", 0.4),
-        (ended(0.2, epoch=3, finished=True), False, "COMPLETE", 0.2),  # it converged
-        (ended(0.4, epoch=1), True, "FAIL", None),
-        (None, True, "FAIL", None),
-        (None, False, "FAIL", None),
-        ({}, False, "FAIL", None),
-        ({"done": True}, False, "FAIL", None),
-    ],
-)
-def test_optuna_is_told_how_a_trial_ended(
-    space: SearchSpace, tmp_path: Path, result: dict | None, error: bool, state: str, value: float | None
+def test_it_stays_away_from_what_is_over_a_limit(planned):
+    """A small weight decay is best, and below the middle an epoch takes too long."""
+
+    def allowed(**limits: float) -> int:
+        """Of the last twelve proposals."""
+        proposals, decays = Proposals(planned(search={"optim.weight_decay": UNIT}, limits=limits), []), []
+        for _ in range(24):
+            trial = proposals.ask()
+            decays.append(trial.values["optim.weight_decay"])
+            seconds = 0.5 if decays[-1] > 0.5 else 2.0
+            proposals.tell(
+                replace(trial, state="complete", epoch=EPOCHS, objective=decays[-1], epoch_seconds=seconds)
+            )  # fmt: skip
+        return sum(decay > 0.5 for decay in decays[-12:])
+
+    assert allowed(epoch_seconds=1.0) > allowed() + 3
+
+
+def test_points_of_a_sequence_are_spread_evenly(planned):
+    study = planned(sampler="qmc", search={"optim.weight_decay": UNIT})
+    decays = [trial.values["optim.weight_decay"] for _, trial in run_without_end(study, 16)]
+    assert sorted(int(16 * decay) for decay in decays) == list(range(16))
+
+
+def run_without_end(study: Study, count: int) -> Iterator[tuple[None, Trial]]:
+    """Trials of which none has ended."""
+    proposals = Proposals(study, [])
+    for _ in range(count):
+        yield None, proposals.ask()
+
+
+# The same again
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_same_seed_proposes_the_same_and_another_another(planned, sampler: str):
+    first = proposed(planned(sampler=sampler), 6)
+    assert proposed(planned(sampler=sampler), 6) == first
+    assert proposed(planned(sampler=sampler, seed=1), 6) != first
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("objectives", [1, 2])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_search_that_was_killed_proposes_what_it_would_have_proposed(
+    planned, sampler: str, objectives: int, at_once: int
 ):
-    found = searcher(space, tmp_path)
-    found.suggest("ray0")
-    found.on_trial_complete("ray0", result, error=error)
-    (trial,) = kept(tmp_path)
-    assert (trial.state.name, trial.value) == (state, value)
+    """Trials that failed, were stopped early, are over a limit or were still running are in the log."""
+    point = Point(values={"optim.lr": 0.002}, origin="the space")
+    changes = TWO if objectives == 2 else {}
+    study = planned(sampler=sampler, points=(point,), limits={"epoch_seconds": 2.5}, **changes)
+    count = 6 if sampler == "gp" else 14
+    for log, trial in run(study, count, at_once=at_once):
+        assert Proposals(study, log).ask() == trial
+    states = {one.state for one in log}
+    assert states >= {"complete", "stopped early"}
+    assert ("running" in states) == (at_once > 1)
 
 
-def test_the_best_epoch_counts_not_the_last(space: SearchSpace, tmp_path: Path):
-    found = searcher(space, tmp_path)
-    found.suggest("ray0")
-    found.on_trial_complete("ray0", ended(0.3) | {"ged": 0.5})
-    assert kept(tmp_path)[0].value == 0.3
+@pytest.mark.parametrize("state", ["running", "interrupted"])
+def test_a_trial_that_goes_on_after_a_crash_can_be_told(planned, state):
+    study = planned()
+    trial = replace(Proposals(study, []).ask(), state=state)
+    over = ended(trial)
+    again = Proposals(study, [trial])
+    again.tell(over)
+    assert again.ask() == Proposals(study, [over]).ask()
 
 
-@pytest.mark.parametrize(("maximize", "direction"), [(False, "MINIMIZE"), (True, "MAXIMIZE")])
-def test_the_direction_is_the_objectives(space: SearchSpace, tmp_path: Path, maximize: bool, direction: str):
-    import optuna
-
-    found = searcher(space, tmp_path, maximize=maximize)
-    assert found.mode == direction[:3].lower()
-    study = optuna.load_study(study_name="test", storage=f"sqlite:///{tmp_path / 'optuna.db'}")
-    assert study.direction.name == direction
-
-
-def test_nothing_stays_running(space: SearchSpace, tmp_path: Path):
-    found = searcher(space, tmp_path)
-    for number, end in enumerate([ended(0.3), ended(0.2, epoch=1), None]):
-        found.suggest(f"ray{number}")
-        found.on_trial_complete(f"ray{number}", end, error=end is None)
-    found.on_trial_complete("ray1", ended(0.1))  # Ray may say it twice
-    found.on_trial_complete("unknown", ended(0.1))
-    assert [trial.state.name for trial in kept(tmp_path)] == ["COMPLETE", "PRUNED", "FAIL"]
+def test_saying_twice_how_a_trial_ended_does_no_harm(planned):
+    study = planned()
+    proposals = Proposals(study, [])
+    over = ended(proposals.ask())
+    proposals.tell(over)
+    proposals.tell(replace(over, objective=0.0))
+    assert proposals.ask() == Proposals(study, [over]).ask()
 
 
-# What the log says of it
+def test_a_trial_that_was_interrupted_is_not_over(planned):
+    proposals = Proposals(planned(), [])
+    trial = proposals.ask()
+    proposals.tell(replace(trial, state="interrupted"))
+    proposals.tell(ended(trial))  # else this would be refused as a trial that has ended
 
 
-@dataclass
-class RayTrial:
-    """What our callback reads of Ray's."""
-
-    last_result: dict[str, Any]
-    config: dict[str, Any] = field(default_factory=lambda: {"number": 0, "values": {"optim.lr": 0.001}})
+# Points that are tried first
 
 
-class Deaf:
-    """A tracker and a watcher that take everything."""
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_points_come_first_in_their_order_and_say_where_they_are_from(planned, sampler: str):
+    points = (
+        Point(values={"optim.lr": 0.01, "model.tau_size": 5, "optim.name": "adam"}, origin="the paper"),
+        Point(values={"optim.name": "adamw", "optim.weight_decay": 0.25}, origin="the space"),
+        Point(values={}, origin="another study"),
+    )
+    found = [trial for _, trial in run(planned(sampler=sampler, points=points), 5)]
+    assert [trial.origin for trial in found] == ["the paper", "the space", "another study", "", ""]
+    assert found[0].values == {"optim.name": "adam", "optim.lr": 0.01, "model.tau_size": 5, "model.levels": 2}
+    assert (found[1].values["optim.name"], found[1].values["optim.weight_decay"]) == ("adamw", 0.25)
+    assert 0.0001 <= found[1].values["optim.lr"] <= 0.1, "what a point leaves open is sampled"
+    assert set(found[2].values) >= {"optim.name", "optim.lr", "model.tau_size"}
 
-    def __getattr__(self, name: str):
-        return lambda *_: None
+
+def test_points_do_not_shift_what_a_sequence_tries(planned):
+    point = Point(values={"optim.lr": 0.01}, origin="the space")
+    without = proposed(planned(sampler="qmc"), 3)
+    assert proposed(planned(sampler="qmc", points=(point,)), 4)[1:] == without
+
+
+# Grids
+
+GRID = {
+    "optim.lr": {"kind": "float", "low": 0.001, "high": 0.1, "log": True, "grid": 3},
+    "model.tau_size": {"kind": "int", "low": 2, "high": 3},
+}
+
+
+def test_a_grid_is_tried_whole_once_in_the_order_of_the_seed(planned):
+    study = planned(sampler="grid", search=GRID)
+    proposals, found = Proposals(study, []), []
+    while not proposals.exhausted:
+        found.append(proposals.ask().values)
+    everything = {(rate, size) for rate in (0.001, 0.01, 0.1) for size in (2, 3)}
+    assert len(found) == 6
+    assert {(round(values["optim.lr"], 12), values["model.tau_size"]) for values in found} == everything
+    other = planned(sampler="grid", search=GRID, seed=1)
+    assert [trial.values for _, trial in run_without_end(other, 6)] != found
+
+
+def test_a_grid_is_exhausted_after_its_points_and_all_of_its_own(planned):
+    study = planned(sampler="grid", search=GRID, points=(Point(values={"optim.lr": 0.05}, origin="the space"),))
+    log = [trial for _, trial in run_without_end(study, 7)]
+    assert [Proposals(study, log[:count]).exhausted for count in (0, 1, 6, 7)] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc"])
+def test_only_a_grid_is_ever_exhausted(planned, sampler: str):
+    study = planned(sampler=sampler, search={"model.tau_size": {"kind": "int", "low": 2, "high": 3}})
+    log = [Trial(number, {"model.tau_size": 2}, "failed") for number in range(9)]
+    assert not Proposals(study, log).exhausted
+
+
+# Optuna's database
+
+
+def kept(study: Study) -> list[Any]:
+    """The trials as Optuna keeps them on the disk."""
+    return database(study).trials
+
+
+def database(study: Study) -> optuna.Study:
+    return optuna.load_study(study_name="test", storage=f"sqlite:///{study.folder / 'optuna.db'}")
+
+
+def mirrored(study: Study, count: int = 6) -> list[Trial]:
+    """A search of which the database is written as it goes on; one trial is left running."""
+    mirror, log = Mirror(study, []), []
+    for _, trial in run(study, count):
+        mirror.started(trial)
+        log.append(ended(trial))
+        mirror.ended(log[-1])
+    last = Trial(count, log[0].values)
+    mirror.started(last)
+    return [*log, last]
+
+
+STATES = {"complete": "COMPLETE", "stopped early": "PRUNED", "failed": "FAIL", "running": "RUNNING"}
+
+
+@pytest.mark.parametrize("objectives", [1, 2])
+def test_the_database_agrees_with_the_log(planned, objectives: int):
+    study = planned(**(TWO if objectives == 2 else {}))
+    log = mirrored(study)
+    found = kept(study)
+    assert [trial.number for trial in found] == list(range(7))
+    assert [trial.state.name for trial in found] == [STATES[trial.state] for trial in log]
+    assert {trial.state.name for trial in found} == {"COMPLETE", "PRUNED", "FAIL", "RUNNING"}
+    for one, trial in zip(found, log, strict=True):
+        values = {name: value for name, value in trial.values.items() if name != "model.levels"}
+        assert one.params == values, "what is fixed is no parameter"
+        assert one.user_attrs["trial"] == trial.name
+        assert one.user_attrs["reason"] == trial.reason
+        if trial.state == "complete":
+            assert one.values == [trial.objective, trial.second][:objectives]
+        if trial.state == "stopped early" and objectives == 1:
+            assert (one.values, one.intermediate_values) == ([trial.objective], {1: trial.objective})
+
+
+def test_the_database_names_metrics_and_directions(planned):
+    study = planned(**TWO)
+    Mirror(study, [])
+    found = database(study)
+    assert found.metric_names == ["ged", "dice_mean"]
+    assert [direction.name for direction in found.directions] == ["MINIMIZE", "MAXIMIZE"]
+
+
+def test_the_database_knows_who_is_over_a_limit(planned):
+    study = planned(limits={"epoch_seconds": 2.5, "gpu_memory": 1.5})
+    log = mirrored(study)
+    for one, trial in zip(kept(study), log, strict=True):
+        if trial.state == "complete":
+            assert one.constraints == {"gpu_memory": -0.5, "epoch_seconds": trial.epoch_seconds - 2.5}
+
+
+def test_a_trial_that_was_interrupted_runs_on_in_the_database(planned):
+    study = planned()
+    mirror, trial = Mirror(study, []), Proposals(study, []).ask()
+    mirror.started(trial)
+    mirror.ended(replace(trial, state="interrupted", epoch=1, objective=0.5))
+    assert [one.state.name for one in kept(study)] == ["RUNNING"]
+    again = Mirror(study, [replace(trial, state="interrupted", epoch=1, objective=0.5)])
+    again.ended(ended(trial))
+    assert [one.state.name for one in kept(study)] == ["COMPLETE"]
+
+
+def test_a_trial_that_has_ended_stays_as_it_is(planned):
+    study = planned()
+    log = mirrored(study, 1)
+    Mirror(study, log).ended(replace(log[0], objective=0.0))
+    assert kept(study)[0].value == log[0].objective
+
+
+def test_a_database_that_agrees_is_left_alone(planned):
+    study = planned()
+    log = mirrored(study)
+    database(study).set_user_attr("a person's", "note")
+    Mirror(study, log)
+    assert database(study).user_attrs == {"a person's": "note"}
+
+
+def damage(study: Study, how: str) -> None:
+    file = study.folder / "optuna.db"
+    if how == "missing":
+        file.unlink()
+    elif how == "no database":
+        file.write_bytes(b"no database at all" * 100)
+    elif how == "cut":
+        file.write_bytes(file.read_bytes()[:5000])
+    elif how == "one too many":
+        database(study).ask()
+    elif how == "other values":
+        database(study).tell(6, 0.5)
+    else:
+        optuna.delete_study(study_name="test", storage=f"sqlite:///{file}")
+
+
+@pytest.mark.parametrize("how", ["missing", "no database", "cut", "one too many", "other values", "without a study"])
+def test_a_database_that_is_no_copy_is_made_again_from_the_log(planned, how: str, caplog: pytest.LogCaptureFixture):
+    study = planned()
+    log = mirrored(study)
+    before = [vars_of(one) for one in kept(study)]
+    damage(study, how)
+    Mirror(study, log)
+    assert [vars_of(one) for one in kept(study)] == before
+    damaged = study.folder / "optuna.damaged"
+    assert damaged.exists() == (how in ("no database", "cut")), "what is damaged is kept for a person to look at"
+    assert caplog.messages == []
+
+
+def vars_of(trial: Any) -> tuple[Any, ...]:
+    return (trial.number, trial.state, trial.params, trial.values, trial.user_attrs["trial"], trial.intermediate_values,
+            trial.constraints)  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("result", "state", "reason"),
-    [
-        (ended(0.3), "complete", ""),
-        (ended(0.3, epoch=3, finished=True), "complete", "converged: not better for 2 epochs"),
-        (ended(0.4, epoch=1), "stopped early", "ASHA: epoch 1 of 4"),
-        ({}, "failed", "it was ended before its first epoch was over"),
-    ],
+    "url",
+    ["postgresql+nodriver://me:secret@127.0.0.1:9/optuna", "nonsense", "sqlite:////proc/none/optuna.db", "a://b:c@d/"],
 )
-def test_the_log_says_how_a_trial_ended_and_why(study: Study, result: dict, state: str, reason: str):
-    from orchestrator.search import _Recorder
+def test_a_database_that_cannot_be_used_never_ends_a_study(planned, url: str, caplog: pytest.LogCaptureFixture):
+    study = planned().model_copy(update={"storage": url})
+    mirror = Mirror(study, [])
+    for _, trial in run(study, 3):
+        mirror.started(trial)
+        mirror.ended(ended(trial))
+    (warning,) = caplog.messages
+    assert "is not kept up to date any more" in warning
+    assert "secret" not in warning
+    assert "\n" not in warning
 
-    study = study.model_copy(update={"base": study.base.with_values({"epochs": EPOCHS, "patience": 2})})
-    recorder, trial = _Recorder(study, Deaf(), Deaf()), RayTrial(result)
-    recorder.on_trial_start(0, [trial], trial)
-    assert read_trials(study)[0].state == "running"
-    recorder.on_trial_complete(0, [trial], trial)
-    (found,) = read_trials(study)
-    assert (found.state, found.reason, found.epoch) == (state, reason, result.get("epoch", 0))
-    assert found.objective == result.get("best")
+
+def test_a_database_that_breaks_on_the_way_is_told_once(
+    planned, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def fail(*_: Any) -> None:
+        raise RuntimeError("the disk is on fire\nand more")
+
+    study = planned()
+    mirror, trials = Mirror(study, []), [trial for _, trial in run(study, 3)]
+    mirror.started(trials[0])
+    with monkeypatch.context() as context:
+        context.setattr(optuna.Study, "add_trial", fail)
+        mirror.started(trials[1])
+    mirror.ended(ended(trials[0]))
+    mirror.started(trials[2])
+    assert len(caplog.messages) == 1
+    assert "(the disk is on fire)" in caplog.messages[0]
+    assert len(kept(study)) == 1
+    Mirror(study, [ended(trials[0]), *trials[1:]])
+    assert [one.state.name for one in kept(study)] == ["COMPLETE", "RUNNING", "RUNNING"]
 
 
-def test_a_trial_that_converged_is_ranked_among_the_complete(study: Study):
-    from orchestrator.search import _Recorder
-
-    recorder = _Recorder(study, Deaf(), Deaf())
-    results = [ended(0.5), ended(0.3, epoch=1), ended(0.4, epoch=2, finished=True)]
-    trials = [RayTrial(result, {"number": number, "values": {}}) for number, result in enumerate(results)]
-    for trial in trials:
-        recorder.on_trial_start(0, trials, trial)
-        recorder.on_trial_complete(0, trials, trial)
-    assert [trial.number for trial in ranked(read_trials(study), Criterion("ged"))] == [2, 0, 1]
+def test_several_studies_share_a_database_that_is_given(planned, tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    studies = [planned().model_copy(update={"storage": url}) for _ in range(2)]
+    for study in studies:
+        mirror = Mirror(study, [])
+        for _, trial in run(study, 2):
+            mirror.started(trial)
+    assert {one.study_name: one.n_trials for one in optuna.get_all_study_summaries(url)} == {"s1": 2, "s2": 2}
+    assert not (studies[0].folder / "optuna.db").exists()

@@ -149,6 +149,10 @@ def test_a_folder_is_no_space(tmp_path: Path):
         ({"confirm": {"repeats": 0}}, ["confirm.repeats", "greater than 0"]),
         ({"confirm": {"seeds": 3}}, ["'confirm.seeds'", "top, repeats"]),
         ({"confirm": 3}, ["confirm", "table", "3"]),
+        ({"limits": {"memory": 1}}, ["'limits.memory'", "allowed here: gpu_memory, epoch_seconds"]),
+        ({"limits": {"gpu_memory": 0}}, ["limits.gpu_memory", "greater than 0"]),
+        ({"limits": {"epoch_seconds": True}}, ["limits.epoch_seconds", "number", "True"]),
+        ({"limits": 3}, ["limits", "table", "3"]),
         ({"points_to_try": {"optim.lr": 0.005}}, ["points_to_try", "[[points_to_try]]"]),
         ({"points_to_try": [3]}, ["points_to_try.0", "table", "3"]),
     ],
@@ -343,6 +347,7 @@ def test_what_a_space_does_by_itself():
     assert space.second_objective is None
     assert space.points_to_try == []
     assert (space.confirm.top, space.confirm.repeats) == (3, 2)
+    assert (space.limits.gpu_memory, space.limits.epoch_seconds) == (None, None)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc", "grid"])
@@ -454,7 +459,8 @@ def test_what_follows_from_a_point():
 def everything() -> SearchSpace:
     return make_space(
         sampler="grid", objective={"metric": "ged"}, second_objective={"metric": "dice_mean", "goal": "maximize"},
-        confirm={"top": 4, "repeats": 1}, final=[{"data": "npc", "epochs": 1, "base": {"data.crop": 8}}],
+        confirm={"top": 4, "repeats": 1}, limits={"gpu_memory": 10, "epoch_seconds": 2.5},
+        final=[{"data": "npc", "epochs": 1, "base": {"data.crop": 8}}],
         search=CONDITIONAL | {
             "optim.lr": LR | {"grid": 4, "log": True}, "loss.w_es": {"kind": "float", "low": 0, "high": 2.0},
             "model.tau_size": {"kind": "int", "low": 1, "high": 9, "grid": 3},
@@ -485,6 +491,6 @@ def test_every_shipped_space_survives_it_too(name: str):
 
 
 def test_a_space_that_was_written_before_these_keys_can_be_read():
-    new = {"sampler", "second_objective", "points_to_try", "confirm"}
+    new = {"sampler", "second_objective", "points_to_try", "confirm", "limits"}
     values = make_space().model_dump(exclude=new)
     assert SearchSpace.model_validate(values) == make_space()

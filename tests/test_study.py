@@ -4,18 +4,22 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from orchestrator.study import (
+    Point,
     Study,
     StudyError,
+    alone,
     claim_folder,
     find_study,
     read_state,
     read_study,
     write_state,
+    write_study,
 )  # fmt: skip
 from proseg.data.store import Store
 from tests.studies import make_study
@@ -64,6 +68,33 @@ def test_a_name_that_is_taken_is_refused(tmp_path: Path, study: Study):
 
 def test_a_study_is_read_back_as_it_was(study: Study):
     assert read_study(study.folder) == study
+
+
+def test_what_is_given_to_a_study_is_read_back_too(study: Study):
+    points = Point(values={"optim.lr": 0.002, "model.tau_size": 3}, origin="the paper"), Point(values={}, origin="")
+    changes = {
+        "points": points,
+        "max_time": 60.0,
+        "budget": 2.5,
+        "epoch_timeout": 10.0,
+        "storage": "sqlite:///there.db",
+    }
+    changed = study.model_copy(update=changes)
+    write_study(changed)
+    assert read_study(study.folder) == changed != study
+    assert type(read_study(study.folder).points[0].values["model.tau_size"]) is int
+
+
+def test_a_study_that_was_moved_is_where_it_is(study: Study, tmp_path: Path):
+    study.folder.rename(tmp_path / "moved")
+    assert read_study(tmp_path / "moved").folder == tmp_path / "moved"
+
+
+def test_objectives_are_as_many_as_the_space_names(tmp_path: Path, store: Store, study: Study):
+    assert [(one.metric, one.maximize) for one in study.criteria] == [("ged", False)]
+    two = make_study(tmp_path, store, name="s2", second_objective={"metric": "dice_mean"})
+    assert [(one.metric, one.maximize) for one in two.criteria] == [("ged", False), ("dice_mean", True)]
+    assert two.second == two.criteria[1]
 
 
 def test_values_of_a_trial_make_its_configuration(study: Study):
@@ -145,6 +176,58 @@ def test_a_study_runs_as_long_as_its_process(study: Study):
     ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     (study.folder / "state.json").write_text(json.dumps({"state": "running", "pid": int(ended.stdout)}))
     assert read_state(study) == "interrupted"
+
+
+def test_of_a_process_on_another_machine_nothing_is_known(study: Study):
+    record = {"state": "running", "pid": 2**22 + 1, "host": "another machine"}
+    (study.folder / "state.json").write_text(json.dumps(record))
+    assert read_state(study) == "running"
+
+
+# One process at a time
+
+HOLD = """
+import sys
+from pathlib import Path
+from orchestrator.study import alone, read_study
+with alone(read_study(Path(sys.argv[1]))):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def holder(study: Study) -> Iterator[subprocess.Popen[str]]:
+    """Another process that runs the study."""
+    command = [sys.executable, "-c", HOLD, str(study.folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_study_is_run_by_one_process_at_a_time(study: Study, holder: subprocess.Popen[str]):
+    refused = pytest.raises(StudyError, match=r"s1 is running already; .*status s1.*stop s1")
+    with refused, alone(study):
+        raise AssertionError("both run it")
+    holder.communicate("end")
+    with alone(study):
+        pass
+
+
+def test_a_process_that_was_killed_does_not_stand_in_the_way(study: Study, holder: subprocess.Popen[str]):
+    holder.kill()
+    holder.wait()
+    with alone(study):
+        pass
+
+
+def test_a_study_is_let_go_after_an_error(study: Study):
+    with pytest.raises(ZeroDivisionError), alone(study):
+        raise ZeroDivisionError
+    with alone(study), pytest.raises(StudyError, match="running already"), alone(study):
+        pass
 
 
 def test_a_study_without_a_state_was_interrupted(study: Study):

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from orchestrator import tracking
-from orchestrator.results import Trial
+from orchestrator.results import Trial, read_trials
 from orchestrator.study import Study, StudyError
 from orchestrator.tracking import MlflowTracker, check_server
+from orchestrator.trainings import Training
 from proseg.data.store import Store
 from tests.studies import LABEL, add_trial, make_store, make_study, write_epochs
 
@@ -365,3 +366,169 @@ def test_a_store_that_is_no_database_is_one_sentence(tmp_path: Path, monkeypatch
     with pytest.raises(StudyError, match="cannot be used") as error:
         check_server(tmp_path)
     assert "\n" not in str(error.value)
+
+
+# A study that goes on
+
+GOES_ON = [Trial(number, {"optim.lr": 0.001 * (number + 1), "model.tau_size": 2}) for number in range(3)]
+
+
+def killed(study: Study, home: Path) -> list[Trial]:
+    """A study whose driver died: one trial had ended, one had ended in the log only, one was at its first epoch."""
+    tracker = MlflowTracker(study, home)
+    for trial in GOES_ON:
+        tracker.trial_started(trial)
+    tracker.trial_ended(add_trial(study, 0, 0.3, epoch=2))
+    add_trial(study, 1, 0.4, epoch=1)
+    tracker.trial_epochs(GOES_ON[1])
+    add_trial(study, 1, 0.4, epoch=2)
+    add_trial(study, 2, 0.5, "running", epoch=1)
+    tracker.trial_epochs(GOES_ON[2])
+    assert tracker.waiting == 0
+    return read_trials(study)
+
+
+def finish(study: Study, home: Path, trials: list[Trial]) -> None:
+    """What the driver that goes on tells."""
+    tracker = MlflowTracker(study, home, trials)
+    tracker.trial_started(GOES_ON[2])
+    tracker.trial_epochs(GOES_ON[2])
+    ended = add_trial(study, 2, 0.2, "stopped early", epoch=3, reason="ASHA")
+    tracker.trial_epochs(GOES_ON[2])
+    tracker.trial_ended(ended)
+    tracker.study_ended("finished", ended, {}, "")
+    assert tracker.waiting == 0
+
+
+EPOCHS_OF = {"t000": [1, 2], "t001": [1, 2], "t002": [1, 2, 3]}
+
+
+def check_whole(home: Path, found: dict[str, Any]) -> None:
+    assert set(found) == {"study", *EPOCHS_OF}
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    states = {name: run.data.tags["proseg.state"] for name, run in found.items()}
+    assert states == {"study": "finished", "t000": "complete", "t001": "complete", "t002": "stopped early"}
+    for name, epochs in EPOCHS_OF.items():
+        for metric in ("objective/ged", "train/loss"):
+            assert [step for step, *_ in history(home, found[name], metric)] == epochs, (name, metric)
+        assert found[name].data.params["optim/lr"] == f"{0.001 * (int(name[1:]) + 1):g}"
+        assert files_of(home, found[name]) == {"config.json", "best.safetensors"}
+    assert [name for name, run in found.items() if run.data.tags.get("proseg.best") == "true"] == ["t002"]
+
+
+def test_a_study_that_goes_on_makes_no_run_and_sends_no_epoch_twice(home: Path, store: Store):
+    study = make_study(home, store, name="goes-on")
+    trials = killed(study, home)
+    before = runs_of(home, "goes-on")
+    assert before["t001"].data.tags["proseg.state"] == "running"
+    finish(study, home, trials)
+    after = runs_of(home, "goes-on")
+    check_whole(home, after)
+    assert {name: run.info.run_id for name, run in after.items()} == {
+        name: run.info.run_id for name, run in before.items()
+    }
+
+
+def test_a_study_whose_store_is_gone_is_sent_again_from_the_log(home: Path, store: Store):
+    study = make_study(home, store, name="rebuilt")
+    trials = killed(study, home)
+    client = MlflowTracker(study, home, trials)._client
+    for run in runs_of(home, "rebuilt").values():
+        client.delete_run(run.info.run_id)
+    assert runs_of(home, "rebuilt") == {}
+    finish(study, home, trials)
+    check_whole(home, runs_of(home, "rebuilt"))
+
+
+def test_a_study_that_goes_on_runs_until_it_ends_again(home: Path, store: Store):
+    study = make_study(home, store, name="again")
+    MlflowTracker(study, home).study_ended("interrupted", None, {}, "")
+    assert runs_of(home, "again")["study"].info.status == "KILLED"
+    tracker = MlflowTracker(study, home)
+    run = runs_of(home, "again")["study"]
+    assert (run.info.status, run.data.tags["proseg.state"]) == ("RUNNING", "running")
+    tracker.study_ended("finished", None, {}, "")
+    assert runs_of(home, "again")["study"].info.status == "FINISHED"
+
+
+def test_a_study_that_goes_on_elsewhere_keeps_what_it_was_begun_with(home: Path, store: Store):
+    """MLflow refuses another value of a parameter; nothing of it may hold up what comes after."""
+    study = make_study(home, store, name="elsewhere")
+    MlflowTracker(study, home)
+    changed = study.model_copy(update={"resources": study.resources.model_copy(update={"concurrent": 2})})
+    assert MlflowTracker(changed, home).waiting == 0
+    assert runs_of(home, "elsewhere")["study"].data.params["concurrent"] == "1"
+
+
+def test_only_one_trial_is_the_best(home: Path, store: Store):
+    study = make_study(home, store, name="best")
+    first, second = add_trial(study, 0, 0.3), add_trial(study, 1, 0.2)
+    MlflowTracker(study, home, [first, second]).study_ended("interrupted", first, {}, "")
+    MlflowTracker(study, home, [first, second]).study_ended("finished", second, {}, "")
+    best = [name for name, run in runs_of(home, "best").items() if run.data.tags.get("proseg.best") == "true"]
+    assert best == ["t001"]
+
+
+# The confirmation
+
+
+def repeats(study: Study, store: Store, count: int = 2) -> list[Training]:
+    return [
+        Training(f"confirm t000 repeat {repeat}", study.config_of({}), study.data.folder, store.manifest.folds[0],
+                 study.confirm_folder(0, repeat), print)
+        for repeat in range(count)
+    ]  # fmt: skip
+
+
+def test_every_repeat_of_the_confirmation_has_a_run(home: Path, store: Store):
+    study = make_study(home, store, name="confirmed")
+    tracker, trainings = MlflowTracker(study, home), repeats(study, store)
+    tracker.repeats_started(trainings)
+    for repeat, training in enumerate(trainings):
+        write_epochs(training.folder, [0.5, 0.25])
+        (training.folder / "result.json").write_text("{}")
+        tracker.repeat_ended(training, 0.3 + repeat)
+    tracker.study_ended("finished", None, {}, "")
+    found = runs_of(home, "confirmed")
+    names = {training.name for training in trainings}
+    assert set(found) == {"study", "confirm", *names}
+    assert found["confirm"].data.tags["mlflow.parentRunId"] == found["study"].info.run_id
+    for repeat, training in enumerate(trainings):
+        run = found[training.name]
+        assert run.data.tags["mlflow.parentRunId"] == found["confirm"].info.run_id
+        assert (run.data.tags["proseg.kind"], run.data.tags["proseg.data"]) == ("repeat", "blobs")
+        assert run.data.metrics["confirm/ged"] == 0.3 + repeat
+        assert run.data.params["config/model.width"] == "4"
+        assert [step for step, *_ in history(home, run, "objective/ged")] == [1, 2]
+        assert files_of(home, run) == {"config.json", "result.json"}
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+
+
+def test_a_repeat_that_failed_says_so_in_a_study_that_went_well(home: Path, store: Store):
+    study = make_study(home, store, name="tolerant")
+    tracker, trainings = MlflowTracker(study, home), repeats(study, store)
+    tracker.repeats_started(trainings)
+    for training in trainings:
+        training.folder.mkdir(parents=True)
+    (trainings[1].folder / "failure.json").write_text("{}")
+    tracker.repeat_ended(trainings[0], 0.3)
+    tracker.study_ended("finished", None, {}, "")
+    found = runs_of(home, "tolerant")
+    ended = {name: (run.info.status, run.data.tags["proseg.state"]) for name, run in found.items()}
+    assert ended[trainings[0].name] == ended["confirm"] == ("FINISHED", "complete")
+    assert ended[trainings[1].name] == ("FAILED", "failed")
+    assert files_of(home, found[trainings[1].name]) == {"failure.json"}
+
+
+def test_a_confirmation_that_goes_on_makes_no_run_twice(home: Path, store: Store):
+    study = make_study(home, store, name="confirms-on")
+    trainings = repeats(study, store)
+    write_epochs(trainings[0].folder, [0.5, 0.25])
+    for state in ("interrupted", "finished"):
+        tracker = MlflowTracker(study, home)
+        tracker.repeats_started(trainings)
+        tracker.repeat_ended(trainings[0], 0.3)
+        tracker.study_ended(state, None, {}, "")
+    found = runs_of(home, "confirms-on")
+    assert len(found) == 4
+    assert [step for step, *_ in history(home, found[trainings[0].name], "objective/ged")] == [1, 2]
