@@ -6,6 +6,9 @@ training each trial reports one finished epoch whose value is a smooth function 
 
 Counted: CPU seconds of the driver's process, all its threads; its resident memory at every tenth of the trials; the
 longest time in which nothing was heard that a display could show. --profile says where the driver's main thread was.
+
+One trial at a time: where several take no time Tune may start a process for one of them, give it that of another which
+has just ended, throw the new one away, and so on with every trial.
 """
 
 import argparse
@@ -184,7 +187,7 @@ def _write_profile(profiler: cProfile.Profile, file: Path, trials: int) -> None:
 def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=1000, help="default 1000")
-    parser.add_argument("--concurrent", type=int, default=2, help="trials at the same time; default 2")
+    parser.add_argument("--concurrent", type=int, default=1, help="trials at the same time; default 1")
     parser.add_argument("--sampler", default="tpe", help="default tpe")
     parser.add_argument("--mlflow", action="store_true", help="with MLflow's tracker on a SQLite store")
     parser.add_argument("--profile", type=Path, help="write here where the driver's main thread was; slows it down")

@@ -97,8 +97,11 @@ class Watch:
     """Hears what happens in a study (orchestrator.search.Watcher) and shows it."""
 
     def __init__(self, study: "Study", console: Console):
+        from orchestrator.results import read_trials
+
         self._study, self._console = study, console
-        self._trials: dict[int, Trial] = {}
+        self._trials: dict[int, Trial] = {trial.number: trial for trial in read_trials(study)}
+        self._before = sum(trial.state not in ("running", "interrupted") for trial in self._trials.values())
         self._trainings: dict[str, tuple[int, int]] = {}
         self._stage, self._began = "starting", time.monotonic()
         self._notes: list[str] = []
@@ -137,19 +140,21 @@ class Watch:
             parts.append(Text(f"expected: {cost(self._study.quote)}", style="dim"))
         if self._trials:
             parts.append(_trial_table(self._study, self._leaders()))
-        parts += [Text(f"{name}: epoch {epoch}/{epochs}") for name, (epoch, epochs) in self._trainings.items()
+        parts += [Text(f"{name}: epoch {epoch}/{epochs}") for name, (epoch, epochs) in list(self._trainings.items())
                   if epoch < epochs]  # fmt: skip
-        parts += [Text(f"note: {note}", style="dim") for note in self._notes]
+        parts += [Text(f"note: {note}", style="dim") for note in list(self._notes)]
         return Group(*parts)
 
     def _headline(self) -> Text:
-        counts = {state: sum(trial.state == state for trial in self._trials.values()) for state in STATES}
+        states = [trial.state for trial in list(self._trials.values())]  # the study goes on while this is drawn
+        counts = {state: states.count(state) for state in STATES}
         words = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-        ended = sum(count for state, count in counts.items() if state != "running")
+        ended = sum(count for state, count in counts.items() if state not in ("running", "interrupted"))
         elapsed = time.monotonic() - self._began
         left = ""
-        if self._stage == "search" and ended:
-            left = f", about {span(elapsed / ended * (self._study.trials - ended))} of search left"
+        if self._stage == "search" and ended > self._before:
+            each = elapsed / (ended - self._before)
+            left = f", about {span(each * (self._study.trials - ended))} of search left"
         return Text(f"{self._study.name} · {self._stage} · {ended}/{self._study.trials} trials"
                     f"{f' ({words})' if words else ''} · {span(elapsed)}{left}", style="bold")  # fmt: skip
 

@@ -61,9 +61,12 @@ def run_confirm(
     scores: list[Score] = []
     for training in run_trainings(study, keeper, list(planned), progress, tolerant=True):
         score = Score(**training.result)
-        scores.append(score)
         progress(training, training.config.epochs)
-        tracker.repeat_ended(training, float(np.nanmean(score.values)))
+        mean = float("nan")
+        if not np.isnan(score.values).all():
+            scores.append(score)
+            mean = float(np.nanmean(score.values))
+        tracker.repeat_ended(training, mean)
     whole = [s for s in scores if sum(o.trial == s.trial for o in scores) == study.space.confirm.repeats]
     if not whole:
         raise StudyFailed(f"no trial of study {study.name} could be retrained; the reasons are in "

@@ -129,7 +129,7 @@ def quote(study: Study, probe: Probe) -> Quote:
     """The whole study from what was measured. Not counted: what trainings at the same time take from each other."""
     resources, at_once, epoch = study.resources, study.resources.concurrent, probe.search.epoch
     search = Stage(
-        low=study.trials * _epochs_if_halved(study) * epoch / at_once,
+        low=max(study.trials * _epochs_if_halved(study) / at_once, study.base.epochs) * epoch,
         high=math.ceil(study.trials / at_once) * study.base.epochs * epoch,
     )
     folds = [part.stage.epochs * timed.epoch + timed.test
@@ -187,7 +187,10 @@ def free_memory() -> int:
     fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
     limit, current = (_number(Path("/sys/fs/cgroup") / f"memory.{name}") for name in ("max", "current"))
-    return free if limit is None or current is None else min(free, limit - current)
+    if limit is None or current is None:
+        return free
+    stat = dict(line.split() for line in (Path("/sys/fs/cgroup") / "memory.stat").read_text().splitlines())
+    return min(free, limit - current + int(stat["inactive_file"]))  # a cache of files is given back
 
 
 def _number(path: Path) -> int | None:

@@ -15,7 +15,7 @@ from orchestrator.estimate import fit_of, probe, quote, share_of
 from orchestrator.export import winner
 from orchestrator.interrupt import stoppable
 from orchestrator.quote import Quote
-from orchestrator.resources import Node, Resources, plan_resources
+from orchestrator.resources import Node, Resources, plan_resources, this_node
 from orchestrator.results import Trial, TrialLog, best_trial, ranked, read_results, read_trials, summary
 from orchestrator.retrain import run_final
 from orchestrator.study import (
@@ -102,6 +102,7 @@ def plan(
                 f"--workers {resources.workers}"
             )
     check_objective(space)
+    _check_storage(options.storage)
     _check_budget(options, resources)
     tried_first = (*first_points(space, base), *_from(space, options.start_from, home))
     if space.sampler == "grid":
@@ -167,12 +168,32 @@ def _check_quote(study: Study, cost: Quote, home: Path) -> None:
         )
 
 
+def _check_storage(url: str | None) -> None:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    if url is None:
+        return
+    try:
+        password = make_url(url).password
+    except ArgumentError:
+        raise StudyError(
+            f"--storage {url!r} is not the address of a database: write sqlite:///FILE or "
+            "postgresql+psycopg2://USER@HOST/NAME"
+        ) from None
+    if password is not None:
+        raise StudyError(
+            "--storage holds a password, which would be kept in the study's folder and in MLflow: leave it out, and "
+            "give it in PGPASSWORD or ~/.pgpass"
+        )
+
+
 def _check_budget(options: Options, resources: Resources) -> None:
     if options.budget is None:
         return
     wanted = "gpuh" if resources.gpus else "cpuh"
     if options.budget[1] != wanted:
-        there = "GPUs" if resources.gpus else "no GPU"
+        there = "GPUs" if resources.gpus else "no GPUs"
         raise StudyError(f"--budget is counted in {wanted} here, as there are {there}: write "
                          f"{options.budget[0]:g}{wanted}")  # fmt: skip
 
@@ -247,7 +268,8 @@ def resumed(study: Study, home: Path, options: Options, nodes: Sequence[Node] | 
             f"{study.data.folder} is not what study {study.name} was begun on: its fingerprint has changed"
         )
     before = study.resources
-    share = options.gpu_share or before.gpu_share or None
+    gpus = any(node.gpus for node in nodes or [this_node()])
+    share = options.gpu_share or (before.gpu_share or None if gpus else None)
     concurrent = options.concurrent or min(
         before.concurrent,
         plan_resources(workers=before.workers, gpu_share=share, concurrent=None, trials=study.trials, nodes=nodes)

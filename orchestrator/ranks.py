@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util import get_node_ip_address
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from orchestrator.disk import is_full, wait_for_space
+from orchestrator.disk import SECONDS_BETWEEN_LOOKS, is_full, wait_for_space
 from orchestrator.placement import Seating
 from orchestrator.resources import Resources
 from proseg.config import TrainConfig
@@ -424,7 +424,8 @@ def call(
 
 def _go_on_or_fail(found: Trouble, terms: Terms, course: Course) -> None:
     if found.kind == "disk":
-        return  # the next attempt begins by waiting for space
+        time.sleep(SECONDS_BETWEEN_LOOKS)  # a quota may leave free bytes, for which the next attempt does not wait
+        return
     doubled = min(1.0, 2 * course.share)
     again = {
         "error": False,
@@ -446,7 +447,10 @@ def _go_on_or_fail(found: Trouble, terms: Terms, course: Course) -> None:
 
 def _attempt(job: Job, keeper: Any, owner: str, terms: Terms, course: Course) -> Iterator[dict[str, Any]]:
     with crew_of(keeper, owner, terms.workers, course.share) as crew:
-        meeting = _all(crew, [crew.handles[0].meeting.remote(one_machine=crew.one_machine)], terms.epoch_timeout)
+        meeting = ""
+        if terms.workers > 1:
+            first = crew.handles[0]
+            meeting = _all(crew, [first.meeting.remote(one_machine=crew.one_machine)], terms.epoch_timeout)
         course.backend = crew.backend
         _all(crew, [handle.begin.remote(job, number, terms.workers, meeting, crew.backend, crew.token)
                     for number, handle in enumerate(crew.handles)], terms.epoch_timeout)  # fmt: skip
@@ -480,10 +484,9 @@ def crew_of(keeper: Any, owner: str, ranks: int, share: float) -> Iterator[Crew]
             raise
     finally:
         if warm:
-            try:
-                ray.get([handle.end.remote(crew.token) for handle in crew.handles], timeout=SECONDS_TO_GET_READY)
-            except RayError:
-                warm = False
+            # Not waited for: a rank may be in another training already, and Tune gives up on who is slow to end.
+            for handle in crew.handles:
+                handle.end.remote(crew.token)
         ray.get(keeper.give.remote(owner, warm=warm))
 
 

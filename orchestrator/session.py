@@ -21,11 +21,14 @@ QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: Tune would go on as if all were done
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # of Tune's own state, which nobody reads: ours is the log
 }
+PATIENT = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "600"}
+"""In the processes of the trials: where an ended trial has not let go in two seconds, its default, Tune drops the next
+trial without a word to the searcher, and the search waits for ever."""
 
 
 def environment(*, local: bool, verbose: bool) -> None:
     """What must be said to Ray before it is imported, unless the user has said otherwise."""
-    for name, value in QUIET.items():
+    for name, value in (QUIET | PATIENT).items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "1" if verbose else "0")  # the new output has no way to be silent
     # A trial that fails is ours to report: Tune would print its traceback.
@@ -59,7 +62,8 @@ def joined(address: str | None, home: Path, *, verbose: bool) -> Iterator[list[N
     import search_spaces
 
     level = logging.INFO if verbose else logging.ERROR
-    code = {"py_modules": [str(Path(module.__path__[0])) for module in (orchestrator, proseg, search_spaces)]}
+    modules = [str(Path(module.__path__[0])) for module in (orchestrator, proseg, search_spaces)]
+    code = {"py_modules": modules, "env_vars": PATIENT}
     try:
         ray.init(address=address, runtime_env=code, log_to_driver=verbose, logging_level=level)
     except Exception as error:  # Ray has a different one for each way not to be there

@@ -148,7 +148,8 @@ class MlflowTracker:
         key = training.name
         folder = self._open_folds.pop(key)
         self._epochs(key, folder)
-        self._metrics(key, {f"confirm/{self._study.criterion.metric}": score}, step=training.config.epochs)
+        scores = {f"confirm/{self._study.criterion.metric}": score}
+        self._metrics(key, self._new(key, scores), step=training.config.epochs)
         self._files(key, [folder / CONFIG, folder / RESULT])
         self._end(key, "FINISHED", {"proseg.state": "complete"})
 
@@ -171,7 +172,8 @@ class MlflowTracker:
         key = f"final/{data.name}/{fold}"
         folder = self._open_folds.pop(key)
         self._epochs(key, folder)
-        self._metrics(key, {f"test/{name}": value for name, value in summary.items()}, step=config.epochs)
+        scores = {f"test/{name}": value for name, value in summary.items()}
+        self._metrics(key, self._new(key, scores), step=config.epochs)
         self._files(key, [folder / CONFIG, folder / BEST, folder / "result.json", folder / "cases.parquet"])
         self._end(key, "FINISHED", {"proseg.state": "complete"})
 
@@ -286,6 +288,11 @@ class MlflowTracker:
         """What the store says of a run; None where it has none."""
         run = self._known.get(f"{self._study.name}/{key}")
         return run and run.data.tags.get("proseg.state")
+
+    def _new(self, key: str, values: dict[str, float]) -> dict[str, float]:
+        """Those that a run does not have from an earlier process: sent again they would be points of another time."""
+        known = self._known.get(f"{self._study.name}/{key}")
+        return {name: value for name, value in values.items() if known is None or name not in known.data.metrics}
 
     def _log_params(self, key: str, params: dict[str, Any]) -> None:
         from mlflow.entities import Param

@@ -1,6 +1,7 @@
 """What a training and an export leave in their folders, and reading it back; needs no torch."""
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,9 @@ class Criterion:
         return metrics[f"val/{self.metric}"]
 
     def better(self, value: float, than: float | None) -> bool:
-        return than is None or (value > than if self.maximize else value < than)
+        if than is None or math.isnan(than):  # an undefined value must not stay the best for ever
+            return True
+        return value > than if self.maximize else value < than
 
 
 def drop_resumable(folder: Path) -> None:

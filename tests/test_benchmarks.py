@@ -319,7 +319,7 @@ def test_whole_studies_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(studies, "RESULTS", tmp_path)
     overhead.main(["--study", "--trials", "2", "--seconds", "1"])
     many.main(["--trials", "10", "--mlflow"])
-    assert "10 trials (tpe, 2 at a time, MLflow)" in capfd.readouterr().out
+    assert "10 trials (tpe, 1 at a time, MLflow)" in capfd.readouterr().out
     assert [len(record["rows"]) for record in studies.read("overhead")] == [2]
 
 

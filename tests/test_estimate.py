@@ -71,9 +71,9 @@ def test_epochs_of_a_trial_if_as_many_as_can_be_are_stopped(planned, scheduler: 
 def test_a_search_alone(planned):
     study = planned()
     found = quote(study, probe_of(study))
-    assert found.search == Stage(low=4 * 2.5 * 10 / 2, high=2 * 8 * 10)
+    assert found.search == Stage(low=8 * 10, high=2 * 8 * 10), "4 x 2.5 epochs by two would be less than one training"
     assert found.confirm == found.final == Stage(low=0, high=0)
-    assert (found.low, found.high, found.after_search) == (50, 160, 0)
+    assert (found.low, found.high, found.after_search) == (80, 160, 0)
     assert (found.step, found.epoch, found.spread, found.memory) == (0.1, 10, 0.2, 2**20)
 
 
@@ -88,7 +88,7 @@ def test_confirmation_and_final_stage(planned, store: Store):
     assert found.confirm.high == 3 * 2 * 8 * 10 / 2
     assert found.final.high == 4 * (3 * 10 + 5) / 2, "four folds, two at a time"
     assert found.after_search == 240 + 70
-    assert (found.low, found.high) == (50 + 310, 160 + 310)
+    assert (found.low, found.high) == (80 + 310, 160 + 310)
     assert found.confirm.low == found.confirm.high, "nothing is stopped early there"
 
 

@@ -213,7 +213,7 @@ def test_a_budget_is_counted_in_what_there_is(planned):
     assert planned({"budget": (3.0, "gpuh")}, nodes=GPUS).budget == 3.0
     with pytest.raises(StudyError, match="counted in gpuh here, as there are GPUs: write 3gpuh"):
         planned({"budget": (3.0, "cpuh")}, nodes=GPUS)
-    with pytest.raises(StudyError, match=r"counted in cpuh here, as there are no GPU: write 0[.]5cpuh"):
+    with pytest.raises(StudyError, match=r"counted in cpuh here, as there are no GPUs: write 0[.]5cpuh"):
         planned({"budget": (0.5, "gpuh")})
 
 
