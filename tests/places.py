@@ -49,7 +49,7 @@ class Place:
     def run(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [PROGRAM, *words], cwd=self.folder, env=self.environment(**more), capture_output=True, text=True,
-            timeout=400, check=False,
+            timeout=550, check=False,
         )  # fmt: skip
 
     def begin(self, *words: str, **more: str) -> subprocess.Popen[str]:
