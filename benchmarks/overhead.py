@@ -8,8 +8,9 @@ subtracted from both. Ours is `orchestrator.search.run_search` whole, with TPE, 
 (Train V2) proposes at random and keeps nothing but what Tune keeps.
 
 `--study` instead: the wall time of a study of --trials trainings of about --seconds each, two at a time, against the
-sum of the trainings' own seconds / 2: of `run_search`, and of `proseg-tune launch --no-final` from the start of its
-process to its end, with MLflow. It is only fair on cores that nothing else uses.
+same trainings (`proseg.fit.fit`, with its checkpoints) one after another in two warm processes without Ray: of
+`run_search`, and of `proseg-tune launch --no-final` from the start of its process to its end, with MLflow. It is only
+fair on cores that nothing else uses.
 """
 
 import argparse
@@ -31,7 +32,7 @@ SEARCH = {"optim.lr": {"kind": "float", "low": 0.001, "high": 0.01, "log": True}
 GOALS = {1: 10.0, 2: 5.0}
 """By the number of ranks: the rival costs at least so many times ours."""
 LONGER = 1.05
-"""Goal of --study: wall time in units of the trainings' own."""
+"""Goal of --study: wall time in units of that of the bare trainings."""
 AT_ONCE = 2
 
 
@@ -229,14 +230,14 @@ def _study(options: argparse.Namespace) -> None:
 
     slices, epochs = in_process("overhead", {"part": "size", "seconds": options.seconds})
     request = {"slices": slices, "epochs": epochs, "trials": options.trials}
-    rows, parts = [], []
+    bare_seconds = in_process("overhead", {"part": "bare", **request})
+    rows, parts = [], [{"part": "bare", "wall": bare_seconds}]
     for part, name in (("search", "run_search"), ("launch", "proseg-tune launch, start to end of its process")):
         found = in_process("overhead", {"part": part, **request})
         parts.append({"part": part, **found})
-        ratio = found["wall"] / (found["trainings"] / AT_ONCE)
         row = Row(
-            f"{name}: wall time / its trainings' own", [ratio], [], unit="", goal=LONGER,
-            note=f"{options.trials} trials, {found['trainings']:.0f} s of training, {AT_ONCE} at a time; wall "
+            f"{name}: wall time / that of the bare trainings", [found["wall"] / bare_seconds], [], unit="", goal=LONGER,
+            note=f"{options.trials} trials, {AT_ONCE} at a time; bare {bare_seconds:.1f} s; wall "
             f"{found['wall']:.1f} s, of it {found['before']:.1f} before the first training, {found['after']:.1f} after "
             f"the last; others had {found['others']:.0f} CPU-s meanwhile",
         )  # fmt: skip
@@ -267,6 +268,36 @@ def _planned(folder: Path, store: Any, *, epochs: int, trials: int):
 def _space(epochs: int, trials: int) -> dict[str, Any]:
     return {"budget": {"trials": trials, "epochs": epochs}, "base": STUDY_BASE, "search": STUDY_SEARCH,
             "scheduler": {"kind": "none"}}  # fmt: skip
+
+
+def bare(slices: int, epochs: int, trials: int) -> float:
+    """Wall time of the trainings without Ray: one after another in each of as many warm processes."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = make_blobs(Path(folder) / "blobs", slices=slices, side=SIDE)
+        study = _planned(Path(folder) / "s", store, epochs=epochs, trials=trials)
+        folds = [store.manifest.folds[0]] * trials
+        configs = [study.base] * trials
+        with ProcessPoolExecutor(AT_ONCE, mp_context=get_context("spawn")) as pool:
+            warm = [Path(folder) / f"warm{number}" for number in range(AT_ONCE)]
+            first = study.base.with_values({"epochs": 1})
+            list(pool.map(_bare, [first] * AT_ONCE, [store.folder] * AT_ONCE, folds, warm, [study.criterion] * AT_ONCE))
+            began = time.monotonic()
+            folders = [Path(folder) / f"t{number}" for number in range(trials)]
+            list(pool.map(_bare, configs, [store.folder] * trials, folds, folders, [study.criterion] * trials))
+            return time.monotonic() - began
+
+
+def _bare(config: Any, data: Path, fold: Any, folder: Path, criterion: Any) -> None:
+    import torch
+
+    from proseg.fit import fit
+
+    torch.set_num_threads(1)
+    for _ in fit(config, data, fold, folder, criterion):
+        pass
 
 
 def search(slices: int, epochs: int, trials: int) -> dict[str, Any]:
@@ -340,7 +371,15 @@ def _publish(rows: list[Any], options: argparse.Namespace, **more: Any) -> None:
     publish("overhead", table(rows), {"options": asked, **more, "rows": [asdict(row) for row in rows]})
 
 
-PARTS = {"training": training, "ours": ours, "nested": nested, "size": size, "search": search, "launch": launch}
+PARTS = {
+    "training": training,
+    "ours": ours,
+    "nested": nested,
+    "size": size,
+    "bare": bare,
+    "search": search,
+    "launch": launch,
+}
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:

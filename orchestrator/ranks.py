@@ -234,7 +234,7 @@ class Keeper:
         self._threads = resources.threads_per_rank
         self._seating = Seating(self._cards)
         self._groups = [placement_group([bundle], strategy="STRICT_PACK") for bundle in resources.bundles()]
-        self._idle: dict[tuple[int, float], list[tuple[Any, tuple]]] = defaultdict(list)
+        self._idle: dict[tuple[int, float], list[Any]] = defaultdict(list)
         self._held: dict[str, _Held] = {}
         self._queue: list[object] = []
         self._asked: Counter[str] = Counter()
@@ -250,6 +250,14 @@ class Keeper:
                 self._lose(card)
         self._learn_where_cards_are()
         return len(self._seating.cards)
+
+    async def hire(self, trainings: int, ranks: int, share: float) -> None:
+        """Start the processes of the first trainings before they are asked for: torch is imported while Tune starts."""
+        seated = [self._seating.take(ranks, share) for _ in range(trainings)]
+        for seats in seated:
+            for card in seats or ():
+                self._idle[card, share].append(self._hire(card, share))
+            self._seating.give(seats or (), share)
 
     def _learn_where_cards_are(self) -> None:
         """Ray put them where it found room; the plan only knew how many there are."""
@@ -305,9 +313,9 @@ class Keeper:
         held = self._held.pop(owner, None)
         if held is None:
             return
-        for handle, place, card in zip(held.crew.handles, held.crew.places, held.seats, strict=True):
+        for handle, card in zip(held.crew.handles, held.seats, strict=True):
             if warm:
-                self._idle[card, held.share].append((handle, place))
+                self._idle[card, held.share].append(handle)
             else:
                 ray.kill(handle)
         await self._free(held.seats, held.share)
@@ -316,7 +324,7 @@ class Keeper:
         """End all ranks and let go of the cards: in a cluster they belong to others when a study has ended."""
         for owner in list(self._held):
             await self.give(owner, warm=False)
-        for handle, _ in [entry for entries in self._idle.values() for entry in entries]:
+        for handle in [handle for handles in self._idle.values() for handle in handles]:
             ray.kill(handle)
         for card in self._seating.cards:
             remove_placement_group(self._groups[card])
@@ -333,7 +341,7 @@ class Keeper:
             for card in seats:
                 self._make_room(card, share)
                 idle = self._idle[card, share]
-                handles.append(idle.pop()[0] if idle else self._hire(card, share))
+                handles.append(idle.pop() if idle else self._hire(card, share))
             places = await asyncio.gather(*(_resolved(handle.where.remote()) for handle in handles))
             return Crew(handles, list(places), token)
         except RayActorError:
@@ -346,7 +354,7 @@ class Keeper:
     def _make_room(self, card: int, share: float) -> None:
         """Idle processes of another share hold memory, and GPU that Ray counts: they go."""
         for key in [key for key in self._idle if key[0] == card and key[1] != share]:
-            for handle, _ in self._idle.pop(key):
+            for handle in self._idle.pop(key):
                 ray.kill(handle)
 
     def _hire(self, card: int, share: float) -> Any:

@@ -12,8 +12,10 @@ one whose result is NaN running for ever, and loses its state in a crash.
 import logging
 import os
 import random
+import sqlite3
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,16 +49,22 @@ class Proposals:
         for trial in trials:
             self._study.add_trial(frozen(study, trial))
             if STATES[trial.state] is TrialState.RUNNING:
-                self._live[trial.number] = optuna.trial.Trial(self._study, self._study.trials[-1]._trial_id)
+                self._live[trial.number] = optuna.trial.Trial(
+                    self._study, self._study.get_trials(deepcopy=False)[-1]._trial_id
+                )
 
     @property
     def exhausted(self) -> bool:
         """A grid has been tried whole."""
-        return self._space.sampler == "grid" and len(self._study.trials) >= len(self._fixed)
+        return self._space.sampler == "grid" and self._asked >= len(self._fixed)
+
+    @property
+    def _asked(self) -> int:
+        return len(self._study.get_trials(deepcopy=False))  # a copy of all for each proposal adds up over a thousand
 
     def ask(self) -> Trial:
         """The next trial, with its number and values."""
-        number = len(self._study.trials)
+        number = self._asked
         origin = ""
         if (point := self._point(number)) is not None:
             values, origin = point
@@ -225,22 +233,27 @@ class Mirror:
         file = self._plan.folder / "optuna.db" if self._plan.storage is None else None
         arguments: dict[str, Any] = {"study_name": name, "directions": directions(self._plan)}
         try:
-            study = optuna.create_study(storage=self.url, load_if_exists=True, **arguments)
+            study = optuna.create_study(storage=self._storage(file), load_if_exists=True, **arguments)
             same = _is_copy(self._plan, study.trials, trials)
         except Exception:
             if file is None or not file.exists():
                 raise
             os.replace(file, file.with_suffix(".damaged"))
-            study, same = optuna.create_study(storage=self.url, **arguments), False
+            study, same = optuna.create_study(storage=self._storage(file), **arguments), False
         if not same:
             if study.trials:
-                optuna.delete_study(study_name=name, storage=self.url)
-                study = optuna.create_study(storage=self.url, **arguments)
+                optuna.delete_study(study_name=name, storage=study._storage)
+                study = optuna.create_study(storage=study._storage, **arguments)
             study.add_trials(frozen(self._plan, trial) for trial in trials)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             study.set_metric_names([criterion.metric for criterion in self._plan.criteria])
         self._study = study
+
+    def _storage(self, file: Path | None) -> optuna.storages.RDBStorage:
+        if file is None:
+            return optuna.storages.RDBStorage(self.url)
+        return optuna.storages.RDBStorage(self.url, engine_kwargs={"creator": lambda: _hasty(file)})
 
     def _add(self, trial: Trial) -> None:
         if self._study is not None:
@@ -261,6 +274,14 @@ class Mirror:
         for name, value in ended.system_attrs.items():
             storage.set_trial_system_attr(number, name, value)
         storage.set_trial_state_values(number, ended.state, ended.values)
+
+
+def _hasty(file: Path) -> sqlite3.Connection:
+    """A connection that does not wait for the disk: only a machine that goes down can damage the file, and it is made
+    again from the log."""
+    connection = sqlite3.connect(file, check_same_thread=False)
+    connection.execute("PRAGMA synchronous=OFF")
+    return connection
 
 
 def _is_copy(study: Study, found: Sequence[FrozenTrial], trials: Sequence[Trial]) -> bool:

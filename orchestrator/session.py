@@ -141,6 +141,7 @@ def _keeper(resources: Resources) -> Any:
     actor = ray.remote(Keeper).options(num_cpus=0, scheduling_strategy=here, max_concurrency=1000).remote(resources)
     if not ray.get(actor.ready.remote()):  # type: ignore[attr-defined]
         raise ResourceError("the cluster has no room: others hold all that this study needs; try again later")
+    actor.hire.remote(resources.concurrent, resources.workers, resources.share)  # type: ignore[attr-defined]
     return actor
 
 

@@ -267,8 +267,7 @@ class MlflowTracker:
         """The run of an earlier process is ours again. Epochs that it has are not sent twice."""
         self._runs[key] = run_id
         self._client.update_run(run_id, status="RUNNING")
-        for name, value in tags.items():
-            self._client.set_tag(run_id, name, value)
+        self._tag(key, tags)
         history = self._client.get_metric_history(run_id, f"objective/{self._study.criterion.metric}")
         if key != "study":
             self._sent_epochs[key] = max((point.step for point in history), default=0)
@@ -308,9 +307,8 @@ class MlflowTracker:
         dataset = Dataset(data.name, data.fingerprint[:12], "local", data.folder.as_uri())
         tags = [InputTag("mlflow.data.context", "training"), InputTag("fold", str(fold))]
         self._client.log_inputs(self._runs[key], [DatasetInput(dataset, tags)])
-        for name, value in (("proseg.data", data.name), ("proseg.data_digest", data.fingerprint[:12]),
-                            ("proseg.data_label", data.label)):  # fmt: skip
-            self._client.set_tag(self._runs[key], name, value)
+        self._tag(key, {"proseg.data": data.name, "proseg.data_digest": data.fingerprint[:12],
+                        "proseg.data_label": data.label})  # fmt: skip
 
     def _epochs(self, key: str, folder: Path) -> None:
         """Send the epochs that have not been sent, with the time at which they ended."""
@@ -334,9 +332,13 @@ class MlflowTracker:
                 self._send(lambda path=path: self._client.log_artifact(self._runs[key], str(path)))
 
     def _end(self, key: str, status: str, tags: dict[str, str]) -> None:
-        for name, value in tags.items():
-            self._send(lambda name=name, value=value: self._client.set_tag(self._runs[key], name, value))
+        self._send(lambda: self._tag(key, tags))
         self._send(lambda: self._client.set_terminated(self._runs[key], status))
+
+    def _tag(self, key: str, tags: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self._client.log_batch(self._runs[key], tags=[RunTag(name, value) for name, value in tags.items()])
 
 
 # --- addresses --------------------------------------------------------------------------------------------------------
