@@ -8,7 +8,7 @@ subtracted from both. Ours is `orchestrator.search.run_search` whole, with TPE, 
 (Train V2) proposes at random and keeps nothing but what Tune keeps.
 
 `--study` instead: the wall time of a study of --trials trainings of about --seconds each, two at a time, against the
-same trainings (`proseg.fit.fit`, with its checkpoints) one after another in two warm processes without Ray: of
+seconds of the same trainings without Ray, in two processes (`proseg.fit.fit`, with its checkpoints), summed / 2: of
 `run_search`, and of `proseg-tune launch --no-final` from the start of its process to its end, with MLflow. It is only
 fair on cores that nothing else uses.
 """
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -271,33 +272,32 @@ def _space(epochs: int, trials: int) -> dict[str, Any]:
 
 
 def bare(slices: int, epochs: int, trials: int) -> float:
-    """Wall time of the trainings without Ray: one after another in each of as many warm processes."""
+    """Wall time of the trainings without Ray, in as many processes: the sum of their own seconds by those at a time."""
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
     with tempfile.TemporaryDirectory() as folder:
         store = make_blobs(Path(folder) / "blobs", slices=slices, side=SIDE)
         study = _planned(Path(folder) / "s", store, epochs=epochs, trials=trials)
-        folds = [store.manifest.folds[0]] * trials
-        configs = [study.base] * trials
         with ProcessPoolExecutor(AT_ONCE, mp_context=get_context("spawn")) as pool:
-            warm = [Path(folder) / f"warm{number}" for number in range(AT_ONCE)]
-            first = study.base.with_values({"epochs": 1})
-            list(pool.map(_bare, [first] * AT_ONCE, [store.folder] * AT_ONCE, folds, warm, [study.criterion] * AT_ONCE))
-            began = time.monotonic()
-            folders = [Path(folder) / f"t{number}" for number in range(trials)]
-            list(pool.map(_bare, configs, [store.folder] * trials, folds, folders, [study.criterion] * trials))
-            return time.monotonic() - began
+            return sum(pool.map(partial(_bare, study.folder), range(trials))) / AT_ONCE
 
 
-def _bare(config: Any, data: Path, fold: Any, folder: Path, criterion: Any) -> None:
+def _bare(study_folder: Path, number: int) -> float:
+    """Seconds of a training, imports not counted: a rank of ours is warm."""
     import torch
 
+    from orchestrator.study import read_study
+    from proseg.data.store import Store
     from proseg.fit import fit
 
     torch.set_num_threads(1)
-    for _ in fit(config, data, fold, folder, criterion):
+    study = read_study(study_folder)
+    data = study.data.folder
+    began = time.monotonic()
+    for _ in fit(study.base, data, Store(data).manifest.folds[0], study.trial_folder(number), study.criterion):
         pass
+    return time.monotonic() - began
 
 
 def search(slices: int, epochs: int, trials: int) -> dict[str, Any]:
@@ -371,15 +371,7 @@ def _publish(rows: list[Any], options: argparse.Namespace, **more: Any) -> None:
     publish("overhead", table(rows), {"options": asked, **more, "rows": [asdict(row) for row in rows]})
 
 
-PARTS = {
-    "training": training,
-    "ours": ours,
-    "nested": nested,
-    "size": size,
-    "bare": bare,
-    "search": search,
-    "launch": launch,
-}
+PARTS = {part.__name__: part for part in (training, ours, nested, size, bare, search, launch)}
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
