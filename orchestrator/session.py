@@ -1,7 +1,9 @@
 """Ray: one of our own on this machine, or a cluster that is joined; always left as it was found."""
 
+import contextlib
 import logging
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -10,10 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from orchestrator.resources import Node, ResourceError, Resources
 from orchestrator.study import StudyError
 
 SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_TO_END = 3.0
+"""That a process of ours has to end by itself once Ray is gone."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -113,15 +119,40 @@ def _own_ray(resources: Resources, *, verbose: bool, lost: Callable[[str], None]
         yield
     finally:
         ended.set()
+        started = _descendants()
         ray.shutdown()
+        _see_off(started)
+
+
+def _head() -> list[subprocess.Popen[bytes]]:
+    """The processes that Ray started with it on this machine."""
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    return [info.process for infos in node.all_processes.values() for info in infos]
+
+
+def _descendants() -> list[psutil.Process]:
+    """What runs below them: the trials and the ranks."""
+    found: list[psutil.Process] = []
+    for process in _head():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += psutil.Process(process.pid).children(recursive=True)
+    return found
+
+
+def _see_off(processes: list[psutil.Process]) -> None:
+    """Ray does not wait for what it ends: a rank in the middle of a step would outlive this program."""
+    _, left = psutil.wait_procs(processes, timeout=SECONDS_TO_END)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=SECONDS_TO_END)
 
 
 def _watch_head(ended: threading.Event, lost: Callable[[str], None]) -> None:
     """Ray's client waits a minute for a head that is gone, then aborts this process without a word. We say it."""
-    from ray._private import worker
-
-    node: Any = worker._global_node
-    processes = [info.process for infos in node.all_processes.values() for info in infos]
+    processes = _head()
     while not ended.wait(SECONDS_BETWEEN_LOOKS):
         dead = next((process for process in processes if process.poll() is not None), None)
         if dead is not None and not ended.is_set():

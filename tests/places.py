@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -114,13 +115,19 @@ def mlflow_runs(uri: str, study: str) -> dict[str, Any]:
     return runs
 
 
+def wait_for_epoch(process: subprocess.Popen[str], name: str, epoch: int) -> list[str]:
+    """Read what the program prints until this training has come to this epoch, or further: it looks at times, and an
+    epoch may be over before it is said; the lines."""
+    return wait_for(process, rf"{name} epoch ({'|'.join(map(str, range(epoch, 10)))})/")
+
+
 def wait_for(process: subprocess.Popen[str], words: str, seconds: float = 120) -> list[str]:
-    """Read what the program prints until a line holds these words; the lines."""
+    """Read what the program prints until a line matches this expression; the lines."""
     assert process.stdout is not None
     lines, deadline = [], time.monotonic() + seconds
     for line in process.stdout:
         lines.append(line)
-        if words in line:
+        if re.search(words, line):
             return lines
         assert time.monotonic() < deadline, f"{words!r} was not said: {lines}"
     raise AssertionError(f"it ended before it said {words!r}: {lines} {process.communicate()[1]}")

@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.results import read_trials
 from orchestrator.study import find_study
-from tests.places import SEARCH, Place, wait_for
+from tests.places import SEARCH, Place, wait_for, wait_for_epoch
 from tests.studies import make_store
 
 pytestmark = pytest.mark.slow
@@ -68,7 +68,7 @@ def test_trials_run_on_all_nodes_and_the_study_outlives_one_of_them(place: Fault
     )  # fmt: skip
     with cluster(place, 2) as found:
         process = place.begin("launch", file, "--study", "c", "--no-final", "--address", found.address)
-        lines = wait_for(process, "t002 epoch 3/")
+        lines = wait_for_epoch(process, "t002", 3)
         assert "3 at a time" in lines[0], "a core on each of three nodes"
         found.kill_a_node()
         out, err = process.communicate(timeout=300)

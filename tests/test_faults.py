@@ -20,7 +20,7 @@ import pytest
 from orchestrator.results import Trial, read_trials
 from orchestrator.study import Study, find_study, read_state
 from proseg.records import read_epochs
-from tests.places import SEARCH, Place, wait_for
+from tests.places import SEARCH, Place, wait_for, wait_for_epoch
 from tests.studies import make_store
 
 pytestmark = pytest.mark.slow
@@ -129,7 +129,7 @@ def find(place: Faulty, *words: str) -> list[int]:
 def test_a_process_that_is_killed_costs_the_epoch_under_way(place: Faulty, undisturbed: list[Trial], victim: str):
     name = f"killed-{victim[5:]}"
     process = place.launch(name)
-    wait_for(process, "t001 epoch 2/")
+    wait_for_epoch(process, "t001", 2)
     (pid,) = find(place, victim)
     os.kill(pid, signal.SIGKILL)
     finish(process)
@@ -141,7 +141,7 @@ def test_a_process_that_is_killed_costs_the_epoch_under_way(place: Faulty, undis
 
 def test_a_trial_that_raises_fails_alone_and_says_why(place: Faulty):
     process = place.launch("raises")
-    wait_for(process, "t001 epoch 1/")
+    wait_for_epoch(process, "t001", 1)
     place.put("raise")
     out = finish(process)
     trials = read_trials(place.study("raises"))
@@ -158,7 +158,7 @@ def test_a_trial_that_raises_fails_alone_and_says_why(place: Faulty):
 
 def test_a_trial_that_is_out_of_memory_is_tried_once_more(place: Faulty, undisturbed: list[Trial]):
     process = place.launch("memory")
-    wait_for(process, "t001 epoch 1/")
+    wait_for_epoch(process, "t001", 1)
     place.put("memory")
     finish(process)
     trials = check_whole(place, "memory", undisturbed)
@@ -167,7 +167,7 @@ def test_a_trial_that_is_out_of_memory_is_tried_once_more(place: Faulty, undistu
 
 def test_a_rank_that_hangs_is_started_anew(place: Faulty, undisturbed: list[Trial]):
     process = place.launch("hangs", "--epoch-timeout", "30s")
-    wait_for(process, "t001 epoch 1/")
+    wait_for_epoch(process, "t001", 1)
     place.put("hang")
     finish(process)
     trials = check_whole(place, "hangs", undisturbed)
@@ -176,7 +176,7 @@ def test_a_rank_that_hangs_is_started_anew(place: Faulty, undisturbed: list[Tria
 
 def test_a_write_that_finds_no_space_is_done_again(place: Faulty, undisturbed: list[Trial]):
     process = place.launch("no-space")
-    wait_for(process, "t001 epoch 1/")
+    wait_for_epoch(process, "t001", 1)
     place.put("disk")
     finish(process)
     check_whole(place, "no-space", undisturbed)
@@ -213,7 +213,7 @@ def wait_until_gone(place: Faulty, seconds: float = 120) -> None:
 def test_a_ray_head_that_is_killed_ends_the_study_with_a_word(place: Faulty, undisturbed: list[Trial], victim: str):
     name = f"head-{victim[:3]}"
     process = place.launch(name)
-    wait_for(process, "t001 epoch 1/")
+    wait_for_epoch(process, "t001", 1)
     os.kill(find(place, victim)[0], signal.SIGKILL)
     out, err = process.communicate(timeout=150)
     assert process.returncode == 1, out + err
@@ -226,7 +226,7 @@ def test_a_ray_head_that_is_killed_ends_the_study_with_a_word(place: Faulty, und
 
 def test_a_last_checkpoint_that_is_damaged_costs_one_epoch_more(place: Faulty, undisturbed: list[Trial]):
     process = place.launch("damaged")
-    wait_for(process, "t000 epoch 3/")
+    wait_for_epoch(process, "t000", 3)
     process.kill()
     process.communicate()
     wait_until_gone(place)
@@ -238,7 +238,7 @@ def test_a_last_checkpoint_that_is_damaged_costs_one_epoch_more(place: Faulty, u
 
 def test_ctrl_c_once_finishes_the_epoch_and_twice_ends_at_once(place: Faulty, undisturbed: list[Trial]):
     process = place.launch("ctrl-c")
-    wait_for(process, "t001 epoch 1/")
+    wait_for_epoch(process, "t001", 1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=150)
     assert process.returncode == 130, out + err
@@ -248,7 +248,7 @@ def test_ctrl_c_once_finishes_the_epoch_and_twice_ends_at_once(place: Faulty, un
     finished = read_epochs(place.study("ctrl-c").trial_folder(stopped.number))
     assert (stopped.state, stopped.epoch) == ("interrupted", len(finished))
     process = place.begin("resume", "ctrl-c")
-    wait_for(process, "t002 epoch 1/")
+    wait_for_epoch(process, "t002", 1)
     place.put("slow", "5")
     process.send_signal(signal.SIGINT)
     wait_for(process, "stopping when")
@@ -265,7 +265,7 @@ def test_a_study_is_stopped_from_elsewhere_and_only_one_process_goes_on_with_it(
     place: Faulty, undisturbed: list[Trial]
 ):
     process = place.launch("stopped")
-    wait_for(process, "t001 epoch 1/")
+    wait_for_epoch(process, "t001", 1)
     second = place.run("resume", "stopped")
     assert second.returncode == 2
     assert "is running already" in second.stderr
@@ -301,7 +301,7 @@ def test_confirmation_and_final_stage_go_on_where_they_were(tmp_path: Path, plac
     out, err = process.communicate(timeout=150)
     assert process.returncode == 130, out + err
     process = place.begin("resume", "broken")
-    wait_for(process, "final blobs fold 1 epoch 1/")
+    wait_for_epoch(process, "final blobs fold 1", 1)
     process.kill()
     process.communicate()
     wait_until_gone(place)
@@ -318,7 +318,7 @@ def test_databases_that_are_gone_are_made_again_from_the_log(tmp_path: Path, pla
     place.environment()
     place.put("slow", "0.05")
     process = place.launch("rebuilt")
-    wait_for(process, "t002 epoch 1/")
+    wait_for_epoch(process, "t002", 1)
     process.kill()
     process.communicate()
     wait_until_gone(place)
@@ -349,7 +349,7 @@ def test_a_full_disk_pauses_the_study(small_disk: Path, undisturbed: list[Trial]
     place.environment()
     place.put("slow", "0.05")
     process = place.launch("full")
-    wait_for(process, "t001 epoch 1/")
+    wait_for_epoch(process, "t001", 1)
     ballast = small_disk / "ballast"
     with open(ballast, "wb") as file:
         while (free := shutil.disk_usage(small_disk).free) > 4096:

@@ -13,7 +13,7 @@ import pytest
 from orchestrator.results import median_objective, read_trials
 from orchestrator.study import Study, find_study, read_state
 from proseg.records import read_epochs
-from tests.places import SEARCH, Place, mlflow_runs, wait_for
+from tests.places import SEARCH, Place, mlflow_runs, wait_for_epoch
 from tests.studies import make_store, space_values
 
 pytestmark = pytest.mark.slow
@@ -219,7 +219,7 @@ def test_a_search_that_is_interrupted_keeps_what_it_has(place: Place, number: si
     name = number.name.lower()
     process = begin(place, "--study", name)
     try:
-        wait_for(process, "epoch 1/")
+        wait_for_epoch(process, "", 1)
         process.send_signal(number)
         out, err = process.communicate(timeout=120)
     finally:
@@ -241,7 +241,7 @@ def test_a_search_that_is_interrupted_keeps_what_it_has(place: Place, number: si
 def test_nothing_listens_on_anything_but_loopback(place: Place):
     process = begin(place, "--study", "local", "--workers", "2")
     try:
-        wait_for(process, "epoch 1/")
+        wait_for_epoch(process, "", 1)
         found = place.listening()
     finally:
         process.send_signal(signal.SIGTERM)

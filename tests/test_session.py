@@ -1,11 +1,13 @@
 """Joining a cluster, and what is said to Ray; Ray itself is not started."""
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from ray.exceptions import RayError
@@ -182,3 +184,16 @@ def test_without_an_address_nothing_is_joined(tmp_path: Path, monkeypatch: pytes
     with session.joined(None, tmp_path, verbose=False) as nodes:
         assert nodes is None
     assert (cluster.joined, cluster.left) == ([], 0)
+
+
+# When our own Ray has ended
+
+
+def test_whoever_outlives_it_is_ended(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(session, "SECONDS_TO_END", 0.05)
+    started = [subprocess.Popen(["sleep", seconds]) for seconds in ("1000", "0")]
+    processes = [psutil.Process(process.pid) for process in started]
+    session._see_off(processes)
+    assert not any(process.is_running() for process in processes)
+    for process in started:
+        process.wait()
