@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -200,7 +201,7 @@ def launch(
         from search_spaces import find_space
 
         found = find_space(space)  # before anything slow is imported: most mistakes are here
-        from orchestrator.launch import Options, create, plan
+        from orchestrator.launch import Options, create, get_ready, plan
         from orchestrator.session import joined
         from orchestrator.workspace import workspace
 
@@ -211,7 +212,11 @@ def launch(
             sampler=sampler, start_from=start_from, epoch_timeout=epoch_timeout, storage=storage,
         )  # fmt: skip
         with joined(address, home, verbose=verbose) as nodes:
-            planned = plan(found, options, home, nodes=nodes, track=render.track(quiet=as_json))
+            ready = partial(get_ready, local=address is None, verbose=verbose)
+            planned = plan(
+                found, options, home, nodes=nodes, track=render.track(quiet=as_json),
+                meanwhile=(lambda: None) if dry_run else ready,
+            )  # fmt: skip
             if dry_run:
                 render.plan(planned, as_json=as_json)
                 return

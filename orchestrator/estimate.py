@@ -4,7 +4,7 @@ import math
 import multiprocessing
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,11 +60,11 @@ class Probe:
     """Bytes of the weights."""
 
 
-def probe(study: Study, *, remotely: bool) -> Probe:
+def probe(study: Study, *, remotely: bool, meanwhile: Callable[[], object] = lambda: None) -> Probe:
     """Time a few steps of the largest configuration of the space, and of each data set of the final stage.
 
     In a fresh process, whose memory is that of a rank: on this machine, or (`remotely`) on a node of the cluster that
-    is joined, on a GPU if it has one.
+    is joined, on a GPU if it has one. This process, which would only wait, does something else `meanwhile`.
 
     Raises:
         ResourceError: not even one training finds room in memory.
@@ -74,9 +74,13 @@ def probe(study: Study, *, remotely: bool) -> Probe:
             import ray
 
             gpus = 1 if study.resources.gpus else 0
-            return ray.get(ray.remote(num_cpus=1, num_gpus=gpus)(measure).remote(study.model_dump_json()))
+            measured = ray.remote(num_cpus=1, num_gpus=gpus)(measure).remote(study.model_dump_json())
+            meanwhile()
+            return ray.get(measured)
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(measure, study.model_dump_json()).result()
+            running = pool.submit(measure, study.model_dump_json())
+            meanwhile()
+            return running.result()
     except Exception as error:
         if isinstance(error, ProSegError) or "out of memory" not in str(error).lower():
             raise

@@ -1,5 +1,6 @@
 """A study from beginning to end: check and measure, search, confirm, retrain, write the tables; and go on with one."""
 
+import importlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -78,12 +79,19 @@ EPOCHS_BEFORE_TIMEOUT = 20
 
 
 def plan(
-    space: SearchSpace, options: Options, home: Path, *, nodes: Sequence[Node] | None = None, track: Track = silent
+    space: SearchSpace,
+    options: Options,
+    home: Path,
+    *,
+    nodes: Sequence[Node] | None = None,
+    track: Track = silent,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> Study:
     """Check everything, prepare the data and measure what a training costs; the study has no folder and no name yet.
 
     Args:
         nodes: of the cluster that is joined; this machine without.
+        meanwhile: done while a training is measured in another process: `get_ready`, where a run follows.
 
     Raises:
         SpaceError, ResourceError, DataError, StudyError: what is wrong, before anything has been started.
@@ -130,12 +138,14 @@ def plan(
         max_time=options.max_time, budget=options.budget and options.budget[0], storage=options.storage,
         environment=environment(),
     )  # fmt: skip
-    return _quoted(study, options, home, asked)
+    return _quoted(study, options, home, asked, meanwhile)
 
 
-def _quoted(study: Study, options: Options, home: Path, asked: dict[str, Any]) -> Study:
+def _quoted(
+    study: Study, options: Options, home: Path, asked: dict[str, Any], meanwhile: Callable[[], object]
+) -> Study:
     """With the resources that the probe decides, and with the quote."""
-    found = probe(study, remotely=asked["nodes"] is not None)
+    found = probe(study, remotely=asked["nodes"] is not None, meanwhile=meanwhile)
     share = share_of(found, asked=options.gpu_share)
     resources = plan_resources(gpu_share=share, fit=fit_of(found, workers=options.workers), **asked)
     study = study.model_copy(update={"resources": resources})
@@ -287,6 +297,13 @@ def resumed(study: Study, home: Path, options: Options, nodes: Sequence[Node] | 
     study = study.model_copy(update=changes)
     write_study(study)
     return study
+
+
+def get_ready(*, local: bool, verbose: bool) -> None:
+    """Import what `run` will need, which takes seconds."""
+    session.environment(local=local, verbose=verbose)  # Ray listens to it only when it is imported
+    for module in ("mlflow", "optuna", "orchestrator.search", "orchestrator.ranks"):
+        importlib.import_module(module)
 
 
 def run(study: Study, home: Path, watcher: Watcher, *, address: str | None = None, verbose: bool = False) -> None:

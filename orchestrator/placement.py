@@ -86,3 +86,9 @@ def capacity(cards: Sequence[Card], ranks: int, share: float) -> int:
     while seating.take(ranks, share) is not None:
         count += 1
     return count
+
+
+def backend_of(devices: Sequence[str]) -> str:
+    """NCCL refuses two ranks on one GPU; gloo takes anything, through the host. Indices tell nothing: each rank may
+    see only its own GPU, as number 0."""
+    return "nccl" if "cpu" not in devices and len(set(devices)) == len(devices) else "gloo"

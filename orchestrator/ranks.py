@@ -24,7 +24,7 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.disk import SECONDS_BETWEEN_LOOKS, is_full, wait_for_space
-from orchestrator.placement import Seating
+from orchestrator.placement import Seating, backend_of
 from orchestrator.resources import Resources
 from proseg.config import TrainConfig
 from proseg.data.folds import Fold
@@ -205,8 +205,6 @@ class Crew:
 
     @property
     def backend(self) -> str:
-        from proseg.distributed import backend_of
-
         return backend_of([device for _, device, _ in self.places])
 
     @property

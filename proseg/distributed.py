@@ -10,7 +10,7 @@ import queue
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,12 +88,6 @@ def device_name() -> str:
     """What tells this process's device from those of others: the UUID of its GPU, or cpu."""
     device = local_device()
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else "cpu"
-
-
-def backend_of(devices: Sequence[str]) -> str:
-    """NCCL refuses two ranks on one GPU; gloo takes anything, through the host. Indices tell nothing: each rank may
-    see only its own GPU, as number 0."""
-    return "nccl" if "cpu" not in devices and len(set(devices)) == len(devices) else "gloo"
 
 
 def run_ranks(function: Callable[..., Iterator[T]], *args: object, ranks: int) -> Iterator[T]:

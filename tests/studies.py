@@ -151,7 +151,7 @@ def fold_result(fold: int, ged: float = 0.2, dice: float = 0.9, **changes: Any) 
     return FoldResult(**values | changes)
 
 
-def probe_of(study: Study, *, remotely: bool = False, **changes: Any) -> Probe:
+def probe_of(study: Study, *, remotely: bool = False, meanwhile: Any = None, **changes: Any) -> Probe:
     """What a probe might measure, in the place of one: 10 s an epoch and 5 s on a test part, whatever the data."""
     timed = Timed(step=0.1, spread=0.2, epoch=10.0, test=5.0)
     finals = tuple(timed for final in study.finals if final.data is not None)

@@ -21,7 +21,6 @@ from proseg.config import TrainConfig, parse
 from proseg.data.folds import Fold
 from proseg.data.store import Store
 from proseg.distributed import (
-    backend_of,
     derive_seed,
     device_name,
     gather_objects,
@@ -341,21 +340,6 @@ def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
 
 
 # Groups that are joined
-
-
-@pytest.mark.parametrize(
-    ("devices", "backend"),
-    [
-        (["GPU-1"], "nccl"),
-        (["GPU-1", "GPU-2", "GPU-3"], "nccl"),
-        (["GPU-1", "GPU-2", "GPU-1"], "gloo"),
-        (["cpu"], "gloo"),
-        (["cpu", "cpu"], "gloo"),
-        (["GPU-1", "cpu"], "gloo"),
-    ],
-)
-def test_nccl_is_for_ranks_that_have_a_gpu_each(devices: list[str], backend: str):
-    assert backend_of(devices) == backend
 
 
 def test_a_device_without_gpus_is_the_cpu(monkeypatch: pytest.MonkeyPatch):

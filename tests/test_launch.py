@@ -148,7 +148,7 @@ def test_the_space_stands_where_nothing_is_said(planned):
 
 
 def test_a_slow_epoch_is_not_taken_for_one_that_hangs(planned, monkeypatch: pytest.MonkeyPatch):
-    def slow(study: Study, *, remotely: bool) -> Any:
+    def slow(study: Study, **how: Any) -> Any:
         found = probe_of(study)
         return replace(found, search=replace(found.search, epoch=100.0))
 
@@ -173,7 +173,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused(planned):
 
 
 def measured(**changes: Any) -> Callable[..., Any]:
-    return lambda study, *, remotely: probe_of(study, **changes)
+    return lambda study, **how: probe_of(study, **changes)
 
 
 def test_memory_decides_how_many_trials_run_at_a_time(planned, monkeypatch: pytest.MonkeyPatch):
@@ -197,7 +197,7 @@ def test_the_probe_runs_where_the_trials_will(
 ):
     asked = []
 
-    def probed(study: Study, *, remotely: bool) -> Any:
+    def probed(study: Study, *, remotely: bool, meanwhile: Any) -> Any:
         asked.append(remotely)
         return probe_of(study)
 

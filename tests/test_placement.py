@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from orchestrator.placement import WHOLE, Card, Seating, capacity, units
+from orchestrator.placement import WHOLE, Card, Seating, backend_of, capacity, units
 
 
 def gpus(*nodes: int, ranks: int = 20) -> list[Card]:
@@ -183,3 +183,21 @@ def test_however_trials_come_and_go_nothing_is_given_twice_and_no_room_is_overlo
     for seats, share in held:
         seating.give(seats, share)
     assert filled(seating, 1, 1.0) == [[card] for card in seating.cards], "all are as empty as in the beginning"
+
+
+# How they talk
+
+
+@pytest.mark.parametrize(
+    ("devices", "backend"),
+    [
+        (["GPU-1"], "nccl"),
+        (["GPU-1", "GPU-2", "GPU-3"], "nccl"),
+        (["GPU-1", "GPU-2", "GPU-1"], "gloo"),
+        (["cpu"], "gloo"),
+        (["cpu", "cpu"], "gloo"),
+        (["GPU-1", "cpu"], "gloo"),
+    ],
+)
+def test_nccl_is_for_ranks_that_have_a_gpu_each(devices: list[str], backend: str):
+    assert backend_of(devices) == backend

@@ -5,6 +5,8 @@ Ray is not started: what it would call is called here.
 
 import errno
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -661,3 +663,14 @@ def test_the_budget_of_a_trial_on_half_a_gpu_is_half(planned):
     found = concluded(study, result(4, 0.3, seconds=1.0))
     assert found.cost == pytest.approx(0.5 * found.seconds / 3600, rel=0.01, abs=1e-6)
     assert WHOLE * resources.share == 5000
+
+
+def test_who_drives_a_training_does_without_torch():
+    """Its import would cost every trial's process a second and 150 MB, beside the ranks that have it."""
+    code = (
+        "import sys, orchestrator.trial\n"
+        "from orchestrator.ranks import Crew\n"
+        "print(Crew([], [('10.0.0.1', 'cpu', [])], '').backend, 'torch' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["gloo", "False"]
