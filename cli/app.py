@@ -4,16 +4,10 @@ Whatever is slow to import (torch, ray, mlflow) is imported inside the command t
 """
 
 import contextlib
-import errno
-import io
 import os
-import re
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -21,6 +15,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cli import render
+from cli.data import data_app
+from cli.errors import user_errors
+from cli.options import (
+    Address,
+    Budget,
+    Concurrent,
+    GpuShare,
+    Json,
+    MaxTime,
+    StudyName,
+    duration,
+    pair,
+    trial_number,
+)
 
 if TYPE_CHECKING:
     from orchestrator.study import Study
@@ -31,14 +39,7 @@ app = typer.Typer(
     help="Search, compare and export ProSeg models of multi-rater medical image segmentation.",
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
-data_app = typer.Typer(help="Data sets: list them, look at them, write a stand-in.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-
-USER_MISTAKE = 2
-PLACES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.ENOENT}
-"""What the operating system says of a place that the user chose and that cannot be written or read."""
-PICTURES = (".png", ".svg", ".pdf", ".jpg")
-INTERRUPTED = 130
 
 
 def main() -> None:
@@ -47,113 +48,6 @@ def main() -> None:
     warnings.simplefilter("ignore")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     app()
-
-
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """Print an error the user can act on, exit 2; let a bug keep its traceback."""
-    from orchestrator.control import Stopped
-    from proseg.errors import ProSegError
-    from search_spaces import SpaceError
-
-    try:
-        yield
-    except (ProSegError, SpaceError) as error:
-        render.error(str(error))
-        raise typer.Exit(error.exit_code if isinstance(error, ProSegError) else USER_MISTAKE) from None
-    except OSError as error:
-        if error.errno not in PLACES:
-            raise
-        render.error(f"{error.filename or 'a file'} cannot be used: {error.strerror}")
-        raise typer.Exit(USER_MISTAKE) from None
-    except Stopped:
-        render.error("stopped; `proseg-tune resume` goes on from what has been reached")
-        raise typer.Exit(INTERRUPTED) from None
-    except KeyboardInterrupt:
-        render.error("interrupted; what has been reached is kept in the workspace")
-        raise typer.Exit(INTERRUPTED) from None
-
-
-def duration(text: str) -> float:
-    """Seconds of "90s", "30m", "8h" or "2d"."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
-    if not match or float(match[1]) == 0:
-        raise typer.BadParameter(f"{text!r} is not a duration: write 90s, 30m, 8h or 2d")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
-
-
-def share(text: str) -> float:
-    """A share of one GPU, above 0 and at most 1; 0 for auto, which the probe decides."""
-    if text == "auto":
-        return 0.0
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise typer.BadParameter(f"{text!r} is not a share: it must be above 0 and at most 1, or auto")
-    return value
-
-
-def count_or_auto(text: str) -> int:
-    """A number of at least 1; 0 for auto, which the probe decides."""
-    if text == "auto":
-        return 0
-    if not text.isdigit() or int(text) < 1:
-        raise typer.BadParameter(f"{text!r} is not a number of at least 1, nor auto")
-    return int(text)
-
-
-@dataclass(frozen=True)
-class Hours:
-    """Of GPUs ("gpuh"), or of cores ("cpuh")."""
-
-    amount: float
-    unit: str
-
-
-def hours(text: str) -> Hours:
-    """40 of "gpuh" of "40gpuh"."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(gpuh|cpuh)", text.strip())
-    if not match or float(match[1]) == 0:
-        raise typer.BadParameter(f"{text!r} is not a budget: write 40gpuh, or 12cpuh where there are no GPUs")
-    return Hours(float(match[1]), match[2])
-
-
-def _pair(budget: Hours | None) -> tuple[float, str] | None:
-    return budget and (budget.amount, budget.unit)
-
-
-def trial_number(text: str) -> int:
-    """3 of "t003" or "3"."""
-    match = re.fullmatch(r"t?(\d+)", text.strip())
-    if not match:
-        raise typer.BadParameter(f"{text!r} is not a trial: write t003 or 3")
-    return int(match[1])
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-GpuShare = Annotated[
-    float | None,
-    typer.Option(parser=share, metavar="SHARE", help="Share of a GPU that each rank holds; auto: measured."),
-]
-Concurrent = Annotated[
-    int | None,
-    typer.Option(parser=count_or_auto, metavar="N", help="Trials at the same time; auto: by cores and memory."),
-]
-MaxTime = Annotated[
-    float | None,
-    typer.Option(parser=duration, metavar="TIME", help="Be done after 30m, 8h, ...: the search ends early enough."),
-]
-Budget = Annotated[
-    Hours | None,
-    typer.Option(parser=hours, metavar="HOURS", help="As --max-time, in 40gpuh, or 12cpuh without GPUs."),
-]
-Address = Annotated[
-    str | None,
-    typer.Option(envvar="RAY_ADDRESS", metavar="ADDRESS", help="Join this Ray cluster: auto, or its head's host:port."),
-]
-StudyName = Annotated[str | None, typer.Argument(help="Name of a study; the latest without one.")]
 
 
 @app.command()
@@ -208,7 +102,7 @@ def launch(
         home = workspace()
         options = Options(
             trials=trials, epochs=epochs, workers=workers, gpu_share=gpu_share or None, concurrent=concurrent or None,
-            data=data, max_time=max_time, budget=_pair(budget), seed=seed, final=final, confirm=confirm,
+            data=data, max_time=max_time, budget=pair(budget), seed=seed, final=final, confirm=confirm,
             sampler=sampler, start_from=start_from, epoch_timeout=epoch_timeout, storage=storage,
         )  # fmt: skip
         with joined(address, home, verbose=verbose) as nodes:
@@ -262,7 +156,7 @@ def resume(
             _show_outcome(found, as_json)
             return
         options = Options(gpu_share=gpu_share or None, concurrent=concurrent or None, max_time=max_time,
-                          budget=_pair(budget))  # fmt: skip
+                          budget=pair(budget))  # fmt: skip
         with joined(address, home, verbose=verbose) as nodes:
             with alone(found):
                 going_on = resumed(found, home, options, nodes)
@@ -360,69 +254,3 @@ def ui(
 
         home = workspace()
         serve(home, find_study(home, study), port, say=render.line)
-
-
-@data_app.command("list")
-def data_list(as_json: Json = False) -> None:
-    """List the data sets and whether they are at hand."""
-    with user_errors():
-        from orchestrator.workspace import workspace
-        from proseg.data.catalog import listing
-
-        render.listing(listing(workspace()), as_json=as_json)
-
-
-@data_app.command("show")
-def data_show(
-    name: Annotated[str, typer.Argument(help="A data set or a folder.")],
-    out: Annotated[Path, typer.Option(metavar="FILE.png", help="Where the picture goes.")],
-    count: Annotated[int, typer.Option(min=1, max=200, help="Slices shown.")] = 24,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
-) -> None:
-    """Draw a contact sheet: images with the outlines of their raters."""
-    with user_errors():
-        from orchestrator.workspace import workspace
-        from proseg.data.catalog import open_data
-        from proseg.errors import DataError
-        from proseg.figures import contact_sheet
-        from proseg.records import write_atomically
-
-        if out.exists() and not force:
-            raise DataError(f"--out {out} exists; choose another file, or add --force to replace it")
-        if not out.resolve().parent.is_dir():
-            raise DataError(f"--out {out}: the folder {out.resolve().parent} does not exist")
-        if out.suffix.lower() not in PICTURES:
-            raise DataError(f"--out {out} must end in one of {', '.join(PICTURES)}")
-        store = open_data(name, workspace(), jobs=os.cpu_count() or 1, track=render.track())
-        store.verify()
-        picture = io.BytesIO()
-        contact_sheet(store, count).savefig(picture, format=out.suffix[1:].lower())
-        write_atomically(out, picture.getvalue())
-        m = store.manifest
-        render.line(f"{m.name}: {m.label}. {m.slices} slices of {m.patients} patients, {m.raters} raters -> {out}")
-
-
-@data_app.command("standin")
-def data_standin(
-    name: Annotated[str, typer.Argument(help="Only npc has a stand-in.")],
-    subjects: Annotated[str, typer.Option(help="Volumes for training, validation, test.")] = "80,20,20",
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the files go; `launch npc` looks in the "
-                                                                     "workspace.")] = None,
-) -> None:  # fmt: skip
-    """Write synthetic volumes in the layout of a data set that cannot be had; they say so everywhere."""
-    with user_errors():
-        from orchestrator.workspace import workspace
-        from proseg.data import npc, npc_standin
-        from proseg.data.catalog import npc_folder
-        from proseg.errors import DataError
-
-        if name != "npc":
-            raise DataError(f"there is no stand-in for {name!r}: only npc has one")
-        counts = re.fullmatch(r"(\d+),(\d+),(\d+)", subjects)
-        if not counts:
-            raise DataError(f"--subjects {subjects!r} must be three numbers, as in 80,20,20")
-        parts = (int(counts[1]), int(counts[2]), int(counts[3]))
-        folder = out or npc_folder(workspace())
-        written = list(render.track()(npc_standin.write(folder, parts), sum(parts), "Writing the NPC stand-in"))
-        state = f"{len(written)} volumes written to" if written else "already complete in"
-        render.line(f"{npc.STANDIN_LABEL}: {state} {folder}")

@@ -1,8 +1,11 @@
 """Data sets by name: prepared once, by whoever comes first, and every dead end names the ways on."""
 
+import sys
 import threading
 import time
+import types
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -10,7 +13,8 @@ import pytest
 
 from proseg.data import catalog
 from proseg.data.case import Slice
-from proseg.data.catalog import NAMES, listing, missing, npc_folder, open_data
+from proseg.data.catalog import NAMES, Prepared, listing, missing, npc_folder, open_data, prepare_named
+from proseg.data.kinds import Choices
 from proseg.data.store import ARROW, MANIFEST, Description, Store, write
 from proseg.errors import DataError
 
@@ -187,3 +191,170 @@ def test_a_damaged_store_is_refused_and_not_prepared_over(tmp_path: Path, prepar
     with pytest.raises(DataError, match="damaged"):
         open_data("lidc-contours", tmp_path)
     assert len(preparations) == 1
+
+
+# Prepared under a name
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> Path:
+    """Files in the layout of NPC, where a user has them."""
+    write_npc(tmp_path / "mine")
+    return tmp_path / "mine"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+def prepare_npc(volumes: Path, name: str, home: Path, **choices: Any) -> Prepared:
+    return prepare_named("npc", volumes, name, home, Choices(**{"size": (8, 8), **choices}))
+
+
+def test_a_data_set_is_prepared_under_a_name_and_opened_by_it(volumes: Path, home: Path):
+    prepared = prepare_npc(volumes, "my-mr.2", home)
+    assert prepared.anew
+    assert prepared.store.folder == home / "prepared/my-mr.2"
+    assert missing("my-mr.2", home) is None
+    store = open_data("my-mr.2", home)
+    assert store.manifest == prepared.store.manifest
+    assert (store.manifest.name, store.manifest.label) == ("my-mr.2", "NPC (MMIS-2024 task 1)")
+    assert (store.manifest.height, store.manifest.width, store.manifest.slices) == (8, 8, 21)
+
+
+def test_the_same_again_does_nothing_and_something_else_is_refused(volumes: Path, home: Path):
+    first = prepare_npc(volumes, "mr", home)
+    again = prepare_npc(volumes, "mr", home)
+    assert not again.anew
+    assert again.store.manifest == first.store.manifest
+    with pytest.raises(DataError, match="from other files, or with other options: choose another name"):
+        prepare_npc(volumes, "mr", home, fit="zoom")
+    write_npc(volumes, 6)
+    with pytest.raises(DataError, match="from other files, or with other options: choose another name"):
+        prepare_npc(volumes, "mr", home)
+    assert open_data("mr", home).manifest == first.store.manifest
+
+
+def test_a_relative_path_is_the_same_as_an_absolute_one(volumes: Path, home: Path, monkeypatch: pytest.MonkeyPatch):
+    prepare_npc(volumes, "mr", home)
+    monkeypatch.chdir(volumes.parent)
+    assert not prepare_npc(Path("mine"), "mr", home).anew
+
+
+def test_npc_that_was_prepared_is_the_npc_of_the_search(volumes: Path, home: Path):
+    assert missing("npc", home) is not None
+    prepared = prepare_npc(volumes, "npc", home)
+    assert missing("npc", home) is None
+    assert open_data("npc", home).manifest == prepared.store.manifest
+    assert {line.name: line.where for line in listing(home)}["npc"] == str(prepared.store.folder)
+    assert [line.name for line in listing(home)] == list(NAMES)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".mr", "a/b", "../mr", "a b", "mr\n", "mué", "-mr", "m" * 65, "lidc-contours", "lidc-contours-all"]
+)
+def test_a_name_that_cannot_be_or_is_taken_is_refused(volumes: Path, home: Path, name: str):
+    with pytest.raises(DataError, match="--name"):
+        prepare_npc(volumes, name, home)
+    assert not home.exists()
+
+
+def test_only_npc_is_called_npc(volumes: Path, home: Path):
+    with pytest.raises(DataError, match="--name npc: this is the name of a data set that there is already"):
+        prepare_named("own", volumes, "npc", home, Choices())
+
+
+def test_an_unknown_source_is_refused_beside_the_known_ones(volumes: Path, home: Path):
+    with pytest.raises(DataError, match="there is no source 'dicom'") as caught:
+        prepare_named("dicom", volumes, "mr", home, Choices())
+    assert all(name in str(caught.value) for name in ("lidc-dicom", "lidc-pickle", "npc", "own"))
+
+
+def test_a_path_that_is_not_there_is_refused(tmp_path: Path, home: Path):
+    with pytest.raises(DataError, match=r"--from .*gone: there is no such file or folder"):
+        prepare_npc(tmp_path / "gone", "mr", home)
+
+
+def test_the_listing_knows_what_was_prepared_begun_and_damaged(volumes: Path, home: Path):
+    prepare_npc(volumes, "mr", home)
+    prepare_npc(volumes, "old", home)
+    (home / "prepared/old" / MANIFEST).write_text("{")
+    (home / "prepared/.next.partial").mkdir()
+    lines = {line.name: line for line in listing(home)}
+    assert {name: lines[name].state for name in ("mr", "old", "next")} == {
+        "mr": "prepared", "old": "damaged", "next": "unfinished",
+    }  # fmt: skip
+    assert "21 slices, 7 patients, 2 raters" in lines["mr"].about
+    assert "cannot be read as a manifest" in lines["old"].about
+    assert "the same `data prepare` goes on" in lines["next"].about
+    with pytest.raises(DataError, match=r"there is no data set 'new': use one of .*npc, mr, old, or the path"):
+        open_data("new", home)
+
+
+def test_a_name_comes_before_a_folder_of_that_name(volumes: Path, home: Path, monkeypatch: pytest.MonkeyPatch):
+    store = prepare_npc(volumes, "mine", home).store
+    monkeypatch.chdir(volumes.parent)
+    assert open_data("mine", home).folder == store.folder
+
+
+# Kinds of source
+
+
+class Asked(Exception):
+    """What a source was asked for."""
+
+    def __init__(self, *args: object, **options: object):
+        super().__init__()
+        self.args_and_options = args, options
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the place of the sources that read other files."""
+
+    def source(*args: object, **options: object) -> None:
+        raise Asked(*args, **options)
+
+    for name in ("lidc_dicom", "lidc_pickle", "own"):
+        module = types.ModuleType(f"proseg.data.{name}")
+        module.source = source  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, f"proseg.data.{name}", module)
+
+
+OWN = {"name": "mr", "size": None, "fit": "crop", "classes": 1, "window": None, "sorted_raters": False, "label": None,
+       "licence": None}  # fmt: skip
+SAID = {"size": (64, 96), "fit": "zoom", "classes": 3, "window": (-1.0, 2.0), "sorted_raters": True, "label": "mine",
+        "licence": "CC0"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "choices", "options"),
+    [
+        ("lidc-dicom", {}, {"selection": "paper", "outline": True}),
+        ("lidc-dicom", {"selection": "any", "outline": "out"}, {"selection": "any", "outline": False}),
+        ("lidc-dicom", {"outline": "in"}, {"selection": "paper", "outline": True}),
+        ("lidc-pickle", {}, {}),
+        ("own", {}, OWN),
+        ("own", SAID, {"name": "mr", **SAID}),
+    ],
+)
+@pytest.mark.usefixtures("asked")
+def test_a_source_is_asked_for_what_was_said(tmp_path: Path, home: Path, kind: str, choices: dict, options: dict):
+    with pytest.raises(Asked) as caught:
+        prepare_named(kind, tmp_path, "mr", home, Choices(**choices))
+    assert caught.value.args_and_options == ((tmp_path,), options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "choices", "told"),
+    [
+        ("npc", {"selection": "any"}, "data prepare npc does not take --selection; its options are: --size, --fit"),
+        ("lidc-pickle", {"fit": "crop"}, "data prepare lidc-pickle does not take --fit; its options are: none"),
+        ("lidc-dicom", {"sorted_raters": True, "label": ""}, "does not take --sorted-raters, --label; its options are"),
+        ("own", {"outline": "in"}, "data prepare own does not take --outline"),
+    ],
+)
+def test_an_option_of_another_source_is_refused(tmp_path: Path, home: Path, kind: str, choices: dict, told: str):
+    with pytest.raises(DataError, match=told):
+        prepare_named(kind, tmp_path, "mr", home, Choices(**choices))

@@ -5,8 +5,10 @@ import json
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from tests.studies import (
 )
 
 STUDIES = ["launch", "resume", "stop", "explain", "best", "status", "ui"]
-COMMANDS = [*STUDIES, "data", "data list", "data show", "data standin"]
+COMMANDS = [*STUDIES, "data", "data list", "data show", "data standin", "data prepare", "data check"]
 SLOW_IMPORTS = ("torch", "ray", "mlflow", "optuna")
 
 
@@ -330,6 +332,22 @@ def test_a_picture_that_exists(store: Store, home: Path, tmp_path: Path, nothing
         (["data", "standin", "lidc"], "'lidc'"),
         (["data", "standin", "npc", "--subjects", "1,2"], "--subjects"),
         (["data", "standin", "npc", "--subjects", "0,0,0"], "--subjects"),
+        (["data", "check", "gone"], "'gone'"),
+        (["data", "check"], "name"),
+        (["data", "prepare"], "source"),
+        (["data", "prepare", "npc", "--name", "mr"], "--from"),
+        (["data", "prepare", "npc", "--from", "{0}"], "--name"),
+        (["data", "prepare", "mri", "--from", "{0}", "--name", "mr"], "there is no source 'mri'"),
+        (["data", "prepare", "npc", "--from", "gone", "--name", "mr"], "gone: there is no such file or folder"),
+        (["data", "prepare", "npc", "--from", "{0}", "--name", "mr"], "expected training/"),
+        (["data", "prepare", "npc", "--from", "{0}", "--name", "a/b"], "--name 'a/b'"),
+        (["data", "prepare", "npc", "--from", "{0}", "--name", "mr", "--size", "128"], "'128' is not a size"),
+        (["data", "prepare", "npc", "--from", "{0}", "--name", "mr", "--size", "0x8"], "'0x8' is not a size"),
+        (["data", "prepare", "npc", "--from", "{0}", "--name", "mr", "--fit", "squeeze"], "--fit"),
+        (["data", "prepare", "npc", "--from", "{0}", "--name", "mr", "--jobs", "0"], "--jobs"),
+        (["data", "prepare", "npc", "--from", "{0}", "--name", "mr", "--classes", "2"], "does not take --classes"),
+        (["data", "prepare", "own", "--from", "{0}", "--name", "mr", "--window", "9,1"], "'9,1' is not a window"),
+        (["data", "prepare", "own", "--from", "{0}", "--name", "mr", "--window", "low"], "'low' is not a window"),
         (["data", "nonsense"], "nonsense"),
         (["nonsense"], "nonsense"),
     ],
@@ -528,6 +546,136 @@ def test_a_stand_in_is_written_where_launch_looks(home: Path):
     volumes = [path for path in (home / "sources/npc").glob("*/*.h5") if path.parent.name != "training_2d"]
     assert len(volumes) == 3
     assert {entry["name"]: entry["state"] for entry in answer("data", "list", "--json")}["npc"] == "files found"
+
+
+# Data of one's own
+
+
+@pytest.fixture
+def template(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A space that names what it was made for."""
+
+    def template_space(data: str, **counts: int) -> str:
+        return f"# {data} {sorted(counts.items())}\n"
+
+    module = types.ModuleType("search_spaces.template")
+    module.template_space = template_space  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "search_spaces.template", module)
+
+
+@pytest.fixture
+def prepare(tmp_path: Path, home: Path, template: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Prepares small volumes under a name, in a folder of the test's."""
+    write_npc(tmp_path / "files")
+    monkeypatch.chdir(tmp_path)
+    words = ["data", "prepare", "npc", "--from", "files", "--size", "16x12", "--jobs", "1"]
+    return lambda name="mr", *more: run(*words, "--name", name, *more)
+
+
+def test_prepared_data_are_told_of_and_a_space_is_written(prepare, tmp_path: Path, home: Path):
+    result = prepare()
+    assert result.exit_code == 0, result.output
+    for part in ("mr: NPC (MMIS-2024 task 1)", "10 slices of 16 x 12 in 3 channel(s), of 5 volumes of 5 patients, by "
+                 "4 raters (a1, a2, a3, a4)", str(home / "prepared/mr"), str(tmp_path / "mr.toml"),
+                 "next: proseg-tune launch mr.toml"):  # fmt: skip
+        assert part in result.stdout
+    counts = [("classes", 1), ("height", 16), ("raters", 4), ("slices", 10), ("width", 12)]
+    assert (tmp_path / "mr.toml").read_text() == f"# mr {counts}\n"
+    assert {entry["name"]: entry["state"] for entry in answer("data", "list", "--json")}["mr"] == "prepared"
+
+
+def test_a_space_that_is_there_is_left_alone(prepare, tmp_path: Path):
+    (tmp_path / "mr.toml").write_text("mine")
+    result = prepare()
+    assert result.exit_code == 0, result.output
+    assert "mr.toml is there already and was left alone" in result.stdout
+    assert (tmp_path / "mr.toml").read_text() == "mine"
+
+
+def test_npc_under_its_own_name_needs_no_space(prepare, tmp_path: Path):
+    result = prepare("npc")
+    assert "next: proseg-tune launch npc" in result.stdout
+    assert list(tmp_path.glob("*.toml")) == []
+
+
+def test_prepared_data_as_json(prepare, tmp_path: Path, home: Path):
+    found = json.loads(prepare("mr", "--json").stdout)
+    assert (found["name"], found["folder"], found["anew"]) == ("mr", str(home / "prepared/mr"), True)
+    assert (found["slices"], found["patients"], found["raters"], found["skipped"]) == (10, 5, 4, [])
+    assert (found["space"], found["next"]) == (str(tmp_path / "mr.toml"), "proseg-tune launch mr.toml")
+    again = json.loads(prepare("mr", "--json").stdout)
+    assert (again["anew"], again["space"], again["fingerprint"]) == (False, None, found["fingerprint"])
+    assert "nothing was done" in prepare().stdout
+
+
+def test_what_was_skipped_is_counted_and_the_first_are_named(
+    prepare, home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    from proseg.data import npc as module
+    from proseg.data.source import Skipped
+
+    source, skipped = module.source, tuple(Skipped(f"slice {n}", "it is damaged") for n in range(8))
+    monkeypatch.setattr(module, "source", lambda *a, **k: replace(source(*a, **k), skipped=skipped))
+    shown = prepare().stdout
+    assert "8 skipped:" in shown
+    assert "slice 4: it is damaged" in shown
+    assert "slice 5" not in shown
+    assert f"and 3 more, all of them in {home / 'prepared/mr/manifest.json'}" in shown
+
+
+def test_data_prepared_from_other_files_are_not_overwritten(prepare, tmp_path: Path, home: Path):
+    prepare()
+    before = tree(home)
+    write_npc(tmp_path / "files", 6)
+    assert "choose another name" in refused(prepare())
+    assert tree(home) == before
+
+
+def test_a_preparation_that_is_interrupted_says_that_it_goes_on(prepare, home: Path, monkeypatch: pytest.MonkeyPatch):
+    from proseg.data import npc as module
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(module, "read_part", interrupted)
+        result = prepare()
+    assert result.exit_code == 130
+    assert "interrupted; the same command goes on with mr where it stopped" in result.stderr
+    assert {entry["name"]: entry["state"] for entry in answer("data", "list", "--json")}["mr"] == "unfinished"
+    assert prepare().exit_code == 0
+
+
+@pytest.mark.parametrize("volume", ["training/Sample_0.h5", "training/Sample_3.h5", "validation/Sample_4.h5"])
+def test_a_preparation_from_a_corrupt_file_leaves_nothing(prepare, tmp_path: Path, nothing_written, volume: str):
+    file = tmp_path / "files" / volume
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    nothing_written()
+    assert f"{Path(volume).name}: not an HDF5 file, or cut short" in refused(prepare())
+
+
+def test_data_that_are_intact_are_said_to_be(prepare, home: Path):
+    prepare()
+    result = run("data", "check", "mr")
+    assert result.exit_code == 0, result.output
+    assert "10 slices" in result.stdout
+    assert "intact: every byte is as it was written" in result.stdout
+    found = answer("data", "check", "mr", "--json")
+    assert (found["intact"], found["slices"], found["folder"]) == (True, 10, str(home / "prepared/mr"))
+
+
+def test_data_of_which_a_byte_has_changed_are_not(prepare, home: Path):
+    prepare()
+    arrow = home / "prepared/mr/slices.arrow"
+    content = bytearray(arrow.read_bytes())
+    content[len(content) // 2] ^= 1
+    arrow.write_bytes(content)
+    assert f"{arrow} is damaged" in refused(run("data", "check", "mr"))
+
+
+def test_a_window_may_begin_below_zero(prepare, tmp_path: Path):
+    said = refused(prepare("mr", "--window", "-1000,400"))
+    assert "data prepare npc does not take --window" in said
 
 
 # A study that does not run

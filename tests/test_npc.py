@@ -1,15 +1,21 @@
 """The NPC layout and its stand-in: what is written, what is read back, and what is refused."""
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
 from proseg.data import npc, npc_standin
+from proseg.data.case import Slice
+from proseg.data.folds import Fold
+from proseg.data.source import prepare
 from proseg.errors import DataError
 
 KEYS = {"t1", "t1c", "t2", "label_a1", "label_a2", "label_a3", "label_a4"}
@@ -78,12 +84,6 @@ def test_training_2d_holds_the_training_volumes_slice_by_slice(standin: Path):
         assert set(cut) == KEYS
         assert "standin" in cut.attrs
         assert all(np.array_equal(cut[key], volume[key][13]) for key in KEYS)
-
-
-def test_experts_disagree_as_much_as_the_real_ones(standin: Path):
-    labels = [npc.read_volume(standin / name).labels for name in VOLUMES]
-    labels += [npc_standin.draw(index).labels for index in (4, 5)]
-    assert np.mean([rater_distance(masks) for masks in labels]) == pytest.approx(0.29, abs=0.05)
 
 
 def rater_distance(masks: np.ndarray) -> float:
@@ -298,11 +298,17 @@ def test_damaged_pixels_are_refused_by_file_and_key(standin: Path, tmp_path: Pat
 # Slices
 
 
+def slices_of(path: Path, size: tuple[int, int] = (128, 128), **more: Any) -> tuple[Slice, ...]:
+    options = {"fit": "crop", "standin": npc.is_standin(path), **more}
+    return npc.read_part(path, size=size, **options).slices
+
+
 def test_slices_are_the_centre_of_every_slice(standin: Path):
-    paths = npc.find(standin).train
-    cuts = list(npc.slices(paths, crop=128))
-    volume = npc.read_volume(paths[0])
-    assert [cut.patient for cut in cuts] == ["training/Sample_0"] * 14 + ["training/Sample_1"] * 22
+    source = npc.source(standin)
+    cuts = [one for path in source.parts for one in source.read(path).slices]
+    volume = npc.read_volume(source.parts[0])
+    patients = ["training/Sample_0"] * 14 + ["training/Sample_1"] * 22
+    assert [cut.patient for cut in cuts][:36] == patients
     assert [cut.volume for cut in cuts] == [cut.patient for cut in cuts]
     assert any(not cut.annotations.any() for cut in cuts)
 
@@ -317,7 +323,7 @@ def test_slices_are_the_centre_of_every_slice(standin: Path):
 
 def test_small_slices_are_padded_with_background(tmp_path: Path):
     path = write_volume(tmp_path / "Sample_0.h5", label_a1=np.ones((3, 8, 10)))
-    volume, cuts = npc.read_volume(path), list(npc.slices([path], crop=9))
+    volume, cuts = npc.read_volume(path), slices_of(path, (9, 9))
     image, annotations = cuts[1].image, cuts[1].annotations
     assert np.array_equal(image[:, :8, :], volume.images[:, 1, :, :9])
     assert np.array_equal(image[:, 8, 0], volume.images.min(axis=(1, 2, 3)))
@@ -325,7 +331,79 @@ def test_small_slices_are_padded_with_background(tmp_path: Path):
     assert not annotations[:, 8].any()
 
 
+def test_zoomed_slices_are_whole_and_know_their_new_spacing(tmp_path: Path):
+    path = write_volume(tmp_path / "Sample_0.h5", voxel_spacing=np.array([4.0, 1.0, 2.0]))
+    volume, cuts = npc.read_volume(path), slices_of(path, (16, 5), fit="zoom")
+    assert [cut.image.shape for cut in cuts] == [(3, 16, 5)] * 3
+    for of_volume, of_slice in ((volume.images, cuts[1].image), (volume.labels, cuts[1].annotations)):
+        for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):  # corners meet corners, images and labels alike
+            assert np.array_equal(of_slice[:, row, column], of_volume[:, 1, row, column])
+        assert set(of_slice.ravel()) <= set(of_volume[:, 1].ravel())
+    assert cuts[1].spacing == (4.0, 1.0 * 8 / 16, 2.0 * 10 / 5)
+    assert [cut.z for cut in cuts] == [0.0, 4.0, 8.0]
+
+
 def test_standin_and_real_volumes_do_not_mix(standin: Path, tmp_path: Path):
     real = write_volume(tmp_path / "Sample_9.h5")
     with pytest.raises(DataError, match=r"Sample_9\.h5: stand-in and real volumes are mixed"):
-        list(npc.slices([standin / "training/Sample_0.h5", real]))
+        slices_of(real, standin=True)
+    with pytest.raises(DataError, match=r"Sample_0\.h5: stand-in and real volumes are mixed"):
+        slices_of(standin / "training/Sample_0.h5", standin=False)
+
+
+# As a source
+
+
+def test_the_source_knows_split_raters_and_channels(standin: Path):
+    source = npc.source(standin)
+    assert source.description.label == npc.STANDIN_LABEL
+    assert (source.raters, source.channels) == (("a1", "a2", "a3", "a4"), ("t1", "t1c", "t2"))
+    assert source.folds == (
+        Fold(0, ("training/Sample_0", "training/Sample_1"), ("validation/Sample_2",), ("testing/Sample_3",)),
+    )  # fmt: skip
+
+
+def test_the_identity_changes_with_options_and_files(tmp_path: Path):
+    for index in range(4):
+        write_volume(tmp_path / ("training" if index < 3 else "validation") / f"Sample_{index}.h5")
+    first = npc.source(tmp_path)
+    assert npc.source(tmp_path).identity == first.identity
+    others = [npc.source(tmp_path, size=(64, 64)), npc.source(tmp_path, fit="zoom")]
+    write_volume(tmp_path / "training/Sample_1.h5", t1=np.zeros((3, 8, 10)))
+    others.append(npc.source(tmp_path))
+    assert len({one.identity for one in (first, *others)}) == 4
+
+
+def test_a_prepared_standin_differs_by_volume_as_the_real_raters_do(standin: Path, tmp_path: Path):
+    store = prepare(npc.source(standin), tmp_path / "npc")
+    fold = store.manifest.folds[0]
+    cases = store.cases((*fold.train, *fold.val, *fold.test))
+    volumes = [np.stack([store.annotations(row).astype(bool) for row in case], 1) for case in cases]
+    volumes += [npc_standin.draw(index).labels for index in range(4, 8)]
+    assert np.mean([rater_distance(masks) for masks in volumes]) == pytest.approx(0.29, abs=0.03)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything: run the tests as another user")
+@pytest.mark.parametrize("place", ["training/Sample_0.h5", "training"])
+def test_what_must_not_be_read_is_named(tmp_path: Path, place: str):
+    write_volume(tmp_path / "training/Sample_0.h5")
+    write_volume(tmp_path / "validation/Sample_1.h5")
+    (tmp_path / place).chmod(0)
+    with pytest.raises(DataError, match=rf"{place}: no permission"):
+        npc.source(tmp_path)
+    (tmp_path / place).chmod(0o700)
+
+
+def test_a_file_without_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def denied(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    path = write_volume(tmp_path / "training/Sample_0.h5")
+    with monkeypatch.context() as context:
+        context.setattr(npc.h5py, "File", denied)
+        with pytest.raises(DataError, match=r"Sample_0\.h5: no permission to read it"):
+            npc.read_volume(path)
+    with monkeypatch.context() as context:
+        context.setattr(Path, "iterdir", denied)
+        with pytest.raises(DataError, match="training: no permission to list it"):
+            npc.find(tmp_path)

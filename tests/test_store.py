@@ -1,5 +1,6 @@
 """The prepared data set: what is written is read, without a copy; what is damaged is refused by name."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from proseg.data import writer
 from proseg.data.case import Slice
 from proseg.data.folds import Fold, make_folds
-from proseg.data.store import ARROW, FORMAT, MANIFEST, ROWS_PER_BATCH, Description, Store, write
+from proseg.data.store import ARROW, FORMAT, MANIFEST, Description, Store, write
+from proseg.data.writer import ROWS_PER_BATCH
 from proseg.errors import DataError
 
 CopyOf = Callable[[Store], Path]
@@ -44,7 +47,10 @@ def test_the_description_comes_back(tiny_store: Store, description: Description)
 
 
 def test_rows_beyond_one_record_batch(tmp_path: Path, real_slices: list[Slice], description: Description):
-    many = [replace(one, patient=f"{one.patient}-{turn}", z=float(turn)) for turn in range(4) for one in real_slices]
+    many = [
+        replace(one, patient=f"{one.patient}-{turn}", volume=f"{one.volume}-{turn}")
+        for turn in range(4) for one in real_slices
+    ]  # fmt: skip
     assert len(many) > 2 * ROWS_PER_BATCH
     store = write(tmp_path / "store", iter(many), description)
     for row in (0, ROWS_PER_BATCH - 1, ROWS_PER_BATCH, 2 * ROWS_PER_BATCH, len(many) - 1):
@@ -80,7 +86,8 @@ def test_folds_are_dealt_by_mean_area_or_taken_as_given(
     for one in real_slices:
         areas.setdefault(one.patient, []).append(int(one.annotations.sum()))
     assert tiny_store.manifest.folds == make_folds({p: float(np.mean(a)) for p, a in areas.items()})
-    given = (Fold(0, ("a",), ("b",), ("c",)),)
+    first, second, *others = sorted(areas)
+    given = (Fold(0, tuple(others), (first,), (second,)),)
     assert write(tmp_path / "given", real_slices, description, given).manifest.folds == given
 
 
@@ -285,7 +292,7 @@ def test_an_interrupted_write_leaves_nothing(
     tmp_path: Path, real_slices: list[Slice], description: Description, error: type[BaseException]
 ):
     def interrupted() -> Iterator[Slice]:
-        yield from real_slices * 2
+        yield from real_slices
         raise error
 
     with pytest.raises(error):
@@ -343,3 +350,161 @@ def test_a_slice_that_nobody_annotated_is_refused(tmp_path: Path, real_slices: l
     nobody = replace(real_slices[1], rater_mask=np.zeros_like(real_slices[1].rater_mask))
     with pytest.raises(DataError, match="annotated by no rater"):
         write(tmp_path / "store", [real_slices[0], nobody], description)
+
+
+@pytest.mark.parametrize(
+    ("odd", "told"),
+    [
+        (
+            {"image": np.full((1, 32, 32), np.nan, np.float32)},
+            "the image of {volume} at z = {z} has pixels that",
+        ),
+        ({"image": np.full((1, 32, 32), -np.inf, np.float32)}, "the image of {volume} at z = {z} has pixels that"),
+        ({"z": float("nan")}, "slice of {volume} at z = nan has spacing"),
+        ({"spacing": (1.0, 0.0, 1.0)}, r"slice of {volume} at z = {z} has spacing \(1.0, 0.0, 1.0\)"),
+    ],
+)
+def test_what_no_image_holds_is_refused_by_name(
+    tmp_path: Path, real_slices: list[Slice], description: Description, odd: dict, told: str
+):
+    slices = [replace(one, image=one.image.astype(np.float32)) for one in real_slices]
+    slices[5] = replace(slices[5], **odd)
+    with pytest.raises(DataError, match=told.format(volume=slices[5].volume, z=slices[5].z)):
+        write(tmp_path / "store", slices, description)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "first",
+    [{"image": np.zeros((32, 32), np.int16)}, {"image": np.zeros((1, 32, 32))},
+     {"annotations": np.ones((4, 32, 31), bool)}, {"rater_mask": np.ones(3, bool)}],
+)  # fmt: skip
+def test_a_first_slice_that_does_not_fit_itself_is_refused(
+    tmp_path: Path, real_slices: list[Slice], description: Description, first: dict
+):
+    with pytest.raises(DataError, match=r"where \[C, H, W\] int16 or float32 and \[R, H, W\] are expected"):
+        write(tmp_path / "store", [replace(real_slices[0], **first)], description)
+
+
+def test_one_rater_is_told_that_the_method_needs_two(
+    tmp_path: Path, real_slices: list[Slice], description: Description
+):
+    alone = [replace(one, annotations=one.annotations[:1], rater_mask=np.ones(1, bool)) for one in real_slices]
+    with pytest.raises(DataError, match=r"'tiny' has 1 rater; the method .* needs at least 2"):
+        write(tmp_path / "store", alone, description)
+    only = [replace(one, rater_mask=np.array([False, True, False, False])) for one in real_slices]
+    with pytest.raises(DataError, match=r"'tiny': all masks are of one of its 4 raters; the method .* at least 2"):
+        write(tmp_path / "store", only, description)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_slice_comes_twice_and_no_volume_is_of_two_patients(
+    tmp_path: Path, real_slices: list[Slice], description: Description
+):
+    one = real_slices[5]
+    with pytest.raises(DataError, match=f"there are two slices of {one.volume} at z = {one.z}"):
+        write(tmp_path / "store", [*real_slices, one], description)
+    with pytest.raises(DataError, match=f"volume {one.volume} is one of patient {one.patient} and one of patient x"):
+        write(tmp_path / "store", [*real_slices, replace(one, patient="x", z=-1.0)], description)
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        (("rest", "first", "second+first"), "patient {first} is in two parts of fold 0: val and test"),
+        (("rest", "", "second"), "patient {first} is in no part"),
+        (("rest", "nobody", "first+second"), "no patient with a slice is in the val part"),
+    ],
+)
+def test_given_folds_must_be_a_partition(
+    tmp_path: Path, real_slices: list[Slice], description: Description, parts: tuple[str, ...], told: str
+):
+    first, second, *rest = sorted({one.patient for one in real_slices})
+    names = {"first": [first], "second": [second], "rest": rest, "nobody": ["nobody"], "": []}
+    train, val, test = (tuple(name for word in part.split("+") for name in names[word]) for part in parts)
+    with pytest.raises(DataError, match=told.format(first=first)):
+        write(tmp_path / "store", real_slices, description, (Fold(0, train, val, test),))
+
+
+# Several files
+
+
+@pytest.fixture
+def divided(
+    tmp_path: Path, real_slices: list[Slice], description: Description, monkeypatch: pytest.MonkeyPatch
+) -> Store:
+    """The tiny store in five files of nine slices each, the last of four; in batches of four."""
+    size = real_slices[0].image.nbytes + real_slices[0].annotations.nbytes
+    monkeypatch.setattr(writer, "BYTES_PER_FILE", 9 * size)
+    monkeypatch.setattr(writer, "BYTES_PER_BATCH", 4 * size)
+    return write(tmp_path / "divided", real_slices, description)
+
+
+def test_a_store_of_several_files_reads_as_one(divided: Store, tiny_store: Store):
+    assert [file.name for file in divided.manifest.files] == [
+        "slices.arrow", "slices-0001.arrow", "slices-0002.arrow", "slices-0003.arrow", "slices-0004.arrow",
+    ]  # fmt: skip
+    for row in range(40):
+        np.testing.assert_array_equal(divided.image(row), tiny_store.image(row))
+        np.testing.assert_array_equal(divided.annotations(row), tiny_store.annotations(row))
+        np.testing.assert_array_equal(divided.rater_mask(row), tiny_store.rater_mask(row))
+        assert divided.spacing(row) == tiny_store.spacing(row)
+    for name in ("patients", "volumes", "z"):
+        np.testing.assert_array_equal(getattr(divided, name), getattr(tiny_store, name))
+    assert divided.manifest.fingerprint == tiny_store.manifest.fingerprint
+    assert not divided.image(20).flags.owndata
+    divided.verify()
+
+
+@pytest.mark.parametrize("row", [0, 17, 39])
+def test_a_slice_comes_back_whole(divided: Store, real_slices: list[Slice], row: int):
+    one, wanted = divided.slice(np.int64(row)), real_slices[row]
+    assert (one.patient, one.volume, one.z, one.spacing) == (wanted.patient, wanted.volume, wanted.z, wanted.spacing)
+    np.testing.assert_array_equal(one.annotations, wanted.annotations)
+
+
+def test_verify_names_the_file_in_which_a_bit_was_flipped(divided: Store, copy_of: CopyOf):
+    folder = copy_of(divided)
+    flip_byte(folder / "slices-0002.arrow", divided.image(20).tobytes())
+    with pytest.raises(DataError, match=r"slices-0002\.arrow is damaged: its content no longer has the fingerprint"):
+        Store(folder).verify()
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])])
+def test_a_file_that_is_gone_or_cut_short_is_named(divided: Store, copy_of: CopyOf, spoil: Callable):
+    folder = copy_of(divided)
+    spoil(folder / "slices-0003.arrow")
+    with pytest.raises(DataError, match=r"slices-0003\.arrow is"):
+        Store(folder)
+
+
+@pytest.mark.parametrize("name", ["../slices.arrow", "/tmp/slices.arrow", "slices-1.arrow", "slices.arrow\n"])
+def test_a_manifest_cannot_name_files_elsewhere(divided: Store, copy_of: CopyOf, name: str):
+    folder = copy_of(divided)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"][1]["name"] = name
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="cannot be read as a manifest"):
+        Store(folder)
+
+
+def test_a_store_of_format_1_is_still_read(tiny_store: Store, copy_of: CopyOf):
+    folder = copy_of(tiny_store)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for name in ("files", "identity", "skipped", "rater_names", "channel_names"):
+        del manifest[name]
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"format": 1}))
+    Store(folder).verify()
+    assert Store(folder).manifest.fingerprint == "3fb776649a0a9cca512f6f743f7ecd8fccc9d7a06574289e317da4bbb7fe19aa"
+
+
+def test_a_disk_that_is_full_is_named(
+    tmp_path: Path, real_slices: list[Slice], description: Description, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer, "open", full, raising=False)
+    with pytest.raises(DataError, match=f"there is no room in {tmp_path} for the data set store"):
+        write(tmp_path / "store", real_slices, description)
+    assert list(tmp_path.iterdir()) == []

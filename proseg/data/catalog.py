@@ -1,24 +1,25 @@
 """The data sets by name: where each comes from, whether it is at hand, and how it becomes a store.
 
-Everything lies below one folder (`home`): `sources/NAME` holds files as they came, `data/NAME-...` prepared stores.
+Everything lies below one folder (`home`): `sources/NAME` holds files as they came, `data/NAME-...` stores that are made
+when they are first asked for, and `prepared/NAME` those that a user had prepared from files of his own.
 """
 
 import hashlib
+import re
 import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from filelock import FileLock
 
-from proseg.data.folds import Fold
-from proseg.data.store import MANIFEST, Description, Store, write
+from proseg.data.kinds import Choices, find_kind
+from proseg.data.manifest import MANIFEST, Description, read_manifest
+from proseg.data.reading import Track, silent
+from proseg.data.source import prepare, unfinished
+from proseg.data.store import Store, write
 from proseg.errors import DataError
-
-T = TypeVar("T")
-Track = Callable[[Iterable[T], int, str], Iterable[T]]
-"""Wraps an iterable of known length with a progress display: (items, total, what is being done)."""
 
 LUNG_WINDOW = (-1000.0, 400.0)
 """Hounsfield units."""
@@ -33,21 +34,27 @@ class Listing:
     name: str
     about: str
     state: str
-    """prepared | on first use | files found | missing"""
+    """prepared | on first use | files found | missing | unfinished | damaged"""
     where: str
 
 
-def silent(items: Iterable[T], total: int, what: str) -> Iterable[T]:
-    return items
+@dataclass(frozen=True)
+class Prepared:
+    """What a preparation came to."""
+
+    store: Store
+    anew: bool
+    """False: it had been prepared before, from the same files and with the same options."""
 
 
 def open_data(name: str, home: Path, *, jobs: int = 1, track: Track = silent) -> Store:
     """The store of a data set, prepared now if it has not been yet; two processes that ask at once prepare it once.
 
     Args:
-        name: one of `NAMES`, or the path of a prepared store or of a folder in the NPC layout.
+        name: one of `NAMES`, a name that was given to `prepare_named`, or the path of a prepared store or of a folder
+            in the NPC layout.
         home: the workspace.
-        jobs: processes that may render.
+        jobs: processes that may render or read.
         track: shows the progress of the preparation.
 
     Raises:
@@ -55,30 +62,55 @@ def open_data(name: str, home: Path, *, jobs: int = 1, track: Track = silent) ->
     """
     if name in _CONTOURS:
         return _prepare(home / "data" / f"{name}-v{RENDERING}", lambda folder: _contours(name, folder, jobs, track))
+    if _is_prepared(name, home):
+        return Store(prepared_folder(name, home))
     if name == "npc":
-        return _open_npc(npc_folder(home), home, track)
+        return _open_npc(npc_folder(home), home, jobs, track)
     folder = Path(name)
     if (folder / MANIFEST).exists():
         return Store(folder)
     if not folder.is_dir():
-        raise DataError(f"there is no data set {name!r}: use one of {', '.join(NAMES)}, or the path of a folder")
-    return _open_npc(folder, home, track)
+        raise DataError(_unknown(name, home))
+    return _open_npc(folder, home, jobs, track)
+
+
+def prepare_named(
+    kind: str, path: Path, name: str, home: Path, choices: Choices, *, jobs: int = 1, track: Track = silent
+) -> Prepared:
+    """Prepare a data set from where it lies, to be opened by its name; nothing that is there is overwritten.
+
+    Args:
+        kind: one of `KINDS`.
+        name: how it will be called. "npc" is what the search space of that name then uses.
+        jobs: processes that read.
+
+    Raises:
+        DataError: what is wrong with the name, an option, or the data.
+    """
+    found = find_kind(kind)
+    _check_name(name, kind)
+    source = found.source(path, name, choices)
+    if name not in NAMES:
+        source = replace(source, description=source.description.model_copy(update={"name": name}))
+    anew = not _is_prepared(name, home)
+    return Prepared(prepare(source, prepared_folder(name, home), jobs=jobs, track=track), anew)
 
 
 def missing(name: str, home: Path) -> str | None:
     """Why this data set cannot be used now, in one sentence with the ways on; None if it can."""
-    if name in _CONTOURS:
+    if name in _CONTOURS or _is_prepared(name, home):
         return None
     if name == "npc":
         if any(npc_folder(home).rglob("*.h5")):
             return None
         return (
             f"the NPC files are not there: put the HDF5 files of MMIS-2024 task 1 (training/, validation/) into "
-            f"{npc_folder(home)}, or write a synthetic stand-in with `proseg-tune data standin npc`"
+            f"{npc_folder(home)}, or prepare them from where they lie with `proseg-tune data prepare npc --from FOLDER "
+            "--name npc`, or write a synthetic stand-in with `proseg-tune data standin npc`"
         )
     folder = Path(name)
     if not folder.is_dir():
-        return f"there is no data set {name!r}: use one of {', '.join(NAMES)}, or the path of a folder"
+        return _unknown(name, home)
     if not (folder / MANIFEST).exists() and not any(folder.rglob("*.h5")):
         return f"the folder {name} holds neither a prepared data set ({MANIFEST}) nor HDF5 files in the NPC layout"
     return None
@@ -87,6 +119,11 @@ def missing(name: str, home: Path) -> str | None:
 def npc_folder(home: Path) -> Path:
     """Where the files of NPC are looked for."""
     return home / "sources" / "npc"
+
+
+def prepared_folder(name: str, home: Path) -> Path:
+    """Where the store of a data set lies that was given this name."""
+    return home / "prepared" / name
 
 
 def listing(home: Path) -> list[Listing]:
@@ -98,10 +135,27 @@ def listing(home: Path) -> list[Listing]:
         lines.append(
             Listing(name, about, "prepared" if ready else "on first use", str(folder) if ready else "embedded")
         )
-    state = "missing" if missing("npc", home) else "files found"
-    lines.append(Listing("npc", "MR volumes in the layout of MMIS-2024 task 1, four experts", state,
-                         str(npc_folder(home))))  # fmt: skip
-    return lines
+    if not _is_prepared("npc", home):
+        state = "missing" if missing("npc", home) else "files found"
+        about = "MR volumes in the layout of MMIS-2024 task 1, four experts"
+        lines.append(Listing("npc", about, state, str(npc_folder(home))))
+    return lines + [_listed(name, home) for name in _prepared_names(home)] + _unfinished(home)
+
+
+def _listed(name: str, home: Path) -> Listing:
+    folder = prepared_folder(name, home)
+    try:
+        m = read_manifest(folder / MANIFEST)
+    except DataError as error:
+        return Listing(name, str(error), "damaged", str(folder))
+    about = f"{m.label}: {m.slices} slices, {m.patients} patients, {m.raters} raters"
+    return Listing(name, about, "prepared", str(folder))
+
+
+def _unfinished(home: Path) -> list[Listing]:
+    names = sorted(path.name[1 : -len(".partial")] for path in (home / "prepared").glob(".*.partial"))
+    about = "the same `data prepare` goes on with it"
+    return [Listing(name, about, "unfinished", str(unfinished(prepared_folder(name, home)))) for name in names]
 
 
 _CONTOURS: dict[str, tuple[Literal["paper", "all4"], str]] = {
@@ -109,6 +163,8 @@ _CONTOURS: dict[str, tuple[Literal["paper", "all4"], str]] = {
     "lidc-contours-all": ("all4", "LIDC-IDRI, all 5200 slices with four raters: real contours, simulated intensities"),
 }
 NAMES = (*_CONTOURS, "npc")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+"""What a user may call a data set."""
 
 
 def _prepare(folder: Path, make: Callable[[Path], Store]) -> Store:
@@ -134,31 +190,38 @@ def _contours(name: str, folder: Path, jobs: int, track: Track) -> Store:
     return write(folder, slices, description)
 
 
-def _open_npc(files: Path, home: Path, track: Track) -> Store:
+def _open_npc(files: Path, home: Path, jobs: int, track: Track) -> Store:
     from proseg.data import npc
 
-    found = npc.find(files)
-    paths = (*found.train, *found.val, *found.test)
-    folder = home / "data" / f"npc-{_key(paths)}"
-    name, label, licence = "npc", npc.LABEL, "terms of MMIS-2024"
-    if found.standin:
-        name, label, licence = "npc-standin", npc.STANDIN_LABEL, "none needed: synthetic"
-    description = Description(
-        name=name, label=label, licence=licence, unit="volume", sorted_raters=False, window=None
-    )  # fmt: skip
-
-    def patients(part: Iterable[Path]) -> tuple[str, ...]:
-        return tuple(npc.patient_of(path) for path in part)
-
-    def make(folder: Path) -> Store:
-        slices = npc.slices(track(paths, len(paths), "Reading NPC volumes (once)"))
-        return write(folder, slices, description, (fold,))
-
-    fold = Fold(0, patients(found.train), patients(found.val), patients(found.test))
-    return _prepare(folder, make)
+    source = npc.source(files)
+    key = hashlib.sha256(repr((source.identity, source.description)).encode()).hexdigest()[:12]
+    return prepare(source, home / "data" / f"npc-{key}", jobs=jobs, track=track)
 
 
-def _key(paths: Iterable[Path]) -> str:
-    """Changes when a file is added, removed or replaced."""
-    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+# Names given by users
+
+
+def _is_prepared(name: str, home: Path) -> bool:
+    return bool(NAME.fullmatch(name)) and (prepared_folder(name, home) / MANIFEST).exists()
+
+
+def _prepared_names(home: Path) -> list[str]:
+    return sorted(path.parent.name for path in (home / "prepared").glob(f"[!.]*/{MANIFEST}"))
+
+
+def _check_name(name: str, kind: str) -> None:
+    if not NAME.fullmatch(name):
+        raise DataError(
+            f"--name {name!r}: a name has up to 64 letters, digits, '-', '_' and '.', and begins with a letter or a "
+            "digit"
+        )
+    if name in NAMES and name != kind:
+        raise DataError(f"--name {name}: this is the name of a data set that there is already; choose another")
+
+
+def _unknown(name: str, home: Path) -> str:
+    names = ", ".join((*NAMES, *(one for one in _prepared_names(home) if one not in NAMES)))
+    return (
+        f"there is no data set {name!r}: use one of {names}, or the path of a folder, or prepare data of your own with "
+        "`proseg-tune data prepare`"
+    )

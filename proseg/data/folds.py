@@ -6,8 +6,9 @@ patients in the same way, so that nothing is ever chosen on test data.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 SEED = "proseg-tune/folds/1"
 VALIDATION_SHARE = 8
@@ -44,6 +45,25 @@ def make_folds(lesion_size: Mapping[str, float], count: int = 4) -> tuple[Fold, 
         train = sorted(set(others) - set(val))
         folds.append(Fold(index, tuple(train), tuple(val), tuple(test)))
     return tuple(folds)
+
+
+def check_folds(folds: Sequence[Fold], patients: Iterable[str]) -> None:
+    """Whether each of the folds that came with the data is a partition of its patients.
+
+    Raises:
+        ValueError: a patient is in two parts or in none, or a part has no patient.
+    """
+    known = set(patients)
+    for fold in folds:
+        parts = {"train": set(fold.train), "val": set(fold.val), "test": set(fold.test)}
+        for (one, some), (other, more) in combinations(parts.items(), 2):
+            if some & more:
+                raise ValueError(f"patient {min(some & more)} is in two parts of fold {fold.index}: {one} and {other}")
+        if left_out := known - set().union(*parts.values()):
+            raise ValueError(f"patient {min(left_out)} is in no part of fold {fold.index}")
+        for name, part in parts.items():
+            if not part & known:
+                raise ValueError(f"no patient with a slice is in the {name} part of fold {fold.index}")
 
 
 def _deal(size: Mapping[str, float], patients: Sequence[str], count: int, salt: str) -> list[list[str]]:

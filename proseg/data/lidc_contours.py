@@ -5,10 +5,9 @@ four radiologists; and "all4", the 5200 that all four outlined. Who the four are
 raters are virtual: in every image they are sorted by area, A1 the smallest.
 """
 
-import multiprocessing
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from proseg.data.case import Slice
+from proseg.data.reading import in_order
 from proseg.data.render import Nodule, render
 from proseg.errors import ConfigError, DataError
 
@@ -77,7 +77,7 @@ def slices(selection: Selection, jobs: int = 1) -> Iterator[Slice]:
     """
     _check(selection)
     nodules = [nodule for nodule in load_nodules() if _chosen(nodule, selection).any()]
-    return _render_here(nodules, selection) if jobs <= 1 else _render_in_pool(nodules, selection, jobs)
+    return _rendered(nodules, selection, jobs)
 
 
 def _check(selection: str) -> None:
@@ -92,24 +92,10 @@ def _chosen(nodule: Nodule, selection: Selection) -> np.ndarray:
     return nodule.in_paper if selection == "paper" else nodule.complete
 
 
-def _render_here(nodules: list[Nodule], selection: Selection) -> Iterator[Slice]:
-    for nodule in nodules:
-        yield from _nodule_slices(nodule, selection)
-
-
-def _render_in_pool(nodules: list[Nodule], selection: Selection, jobs: int) -> Iterator[Slice]:
-    # Spawned, not forked: the parent may run threads (torch, Ray), whose locks a fork would copy in a locked state.
-    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
-    waiting: deque[Future[list[Slice]]] = deque()
-    try:
-        for nodule in nodules:
-            waiting.append(pool.submit(_nodule_slices, nodule, selection))
-            if len(waiting) > LOOK_AHEAD * jobs:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _rendered(nodules: list[Nodule], selection: Selection, jobs: int) -> Iterator[Slice]:
+    with closing(in_order(partial(_nodule_slices, selection=selection), nodules, jobs, LOOK_AHEAD)) as found:
+        for some in found:
+            yield from some
 
 
 def _nodule_slices(nodule: Nodule, selection: Selection) -> list[Slice]:

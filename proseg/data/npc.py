@@ -12,26 +12,38 @@ Shapes: C modalities, R raters, D slices, H rows, W columns.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import h5py
 import numpy as np
 
 from proseg.data.case import Slice
+from proseg.data.folds import Fold
+from proseg.data.frame import crop_or_pad, zoom_nearest, zoomed_spacing
+from proseg.data.manifest import Description
+from proseg.data.source import Part, Source, identity_of
+from proseg.data.writer import MIN_RATERS
 from proseg.errors import DataError
 
 LABEL = "NPC (MMIS-2024 task 1)"
 STANDIN_LABEL = "NPC stand-in: synthetic volumes, no patient, no expert"
+DESCRIPTION = Description(
+    name="npc", label=LABEL, licence="terms of MMIS-2024", unit="volume", sorted_raters=False, window=None
+)
+STANDIN_DESCRIPTION = DESCRIPTION.model_copy(
+    update={"name": "npc-standin", "label": STANDIN_LABEL, "licence": "none needed: synthetic"}
+)
 
 CHANNELS = ("t1", "t1c", "t2")
 SPACING = "voxel_spacing"
 STANDIN = "standin"
 """HDF5 attribute that marks a synthetic file."""
 
-MIN_RATERS = 2
 NUMERIC_KINDS = "fiub"
 """numpy dtype kinds: float, signed and unsigned integer, bool."""
 
@@ -110,51 +122,65 @@ def patient_of(path: Path) -> str:
     return f"{path.parent.name}/{path.stem}"
 
 
-def slices(paths: Iterable[Path], crop: int = 128) -> Iterator[Slice]:
-    """Every slice of the volumes, the empty ones included, in ascending z, cut to the central crop x crop pixels.
+def source(folder: Path, *, size: tuple[int, int] = (128, 128), fit: Literal["crop", "zoom"] = "crop") -> Source:
+    """The volumes of `folder` as a source of slices of `size` (H, W), split by subject as `find` says.
 
-    Smaller slices are padded: images with the least value of the channel in the volume, which is background, and
-    labels with zeros. The published loaders squeeze the whole slice to 128 x 128 instead, which makes a millimetre
-    something else in each patient and direction.
+    Args:
+        fit: "crop" cuts the centre out, as the paper says, and pads what is smaller. "zoom" squeezes the whole slice
+            to the size by the nearest pixel, as the published loaders do, which makes a millimetre something else in
+            each patient and direction.
+
+    Raises:
+        DataError: the layout is not there, or its first volume cannot be read.
     """
-    kinds = set()
-    for path in paths:
-        volume = read_volume(path)
-        kinds.add(volume.standin)
-        if len(kinds) > 1:  # neither LABEL nor STANDIN_LABEL would be true of the result
-            raise DataError(f"{path}: stand-in and real volumes are mixed in {path.parent}; keep them in two folders")
-        yield from _cut(volume, patient_of(path), crop)
+    found = find(folder)
+    parts = {name: tuple(map(patient_of, getattr(found, name))) for name in ("train", "val", "test")}
+    files = (*found.train, *found.val, *found.test)
+    with _opened(found.train[0]) as file:
+        raters = tuple(key.removeprefix("label_") for key in _label_keys(file))
+    return Source(
+        description=STANDIN_DESCRIPTION if found.standin else DESCRIPTION,
+        parts=files,
+        read=partial(read_part, size=size, fit=fit, standin=found.standin),
+        identity=identity_of(files, source="npc", size=size, fit=fit),
+        folds=(Fold(0, **parts),),
+        raters=raters,
+        channels=CHANNELS,
+    )
 
 
-def _cut(volume: NpcVolume, name: str, crop: int) -> Iterator[Slice]:
-    images = _centred(volume.images, crop, fill=volume.images.min(axis=(1, 2, 3), keepdims=True))
-    labels = _centred(volume.labels, crop, fill=np.zeros((), dtype=bool))
-    for index in range(images.shape[1]):
-        yield Slice(
+def read_part(path: Path, *, size: tuple[int, int], fit: Literal["crop", "zoom"], standin: bool) -> Part:
+    """Every slice of a volume, the empty ones included, in ascending z.
+
+    Raises:
+        DataError: the volume is not what it claims to be, or is a stand-in among real ones, or the reverse.
+    """
+    volume = read_volume(path)
+    if volume.standin != standin:  # neither label would be true of the result
+        raise DataError(f"{path}: stand-in and real volumes are mixed in {path.parent}; keep them in two folders")
+    images, labels, spacing = _fitted(volume, size, fit)
+    name = patient_of(path)
+    return Part(tuple(
+        Slice(
             image=np.ascontiguousarray(images[:, index]),
             annotations=np.ascontiguousarray(labels[:, index]),
             rater_mask=np.ones(len(labels), dtype=bool),
-            patient=name,
-            volume=name,
-            z=index * volume.voxel_spacing[0],
-            spacing=volume.voxel_spacing,
+            patient=name, volume=name, z=index * spacing[0], spacing=spacing,
         )
+        for index in range(images.shape[1])
+    ))  # fmt: skip
 
 
-def _centred(stack: np.ndarray, crop: int, fill: np.ndarray) -> np.ndarray:
-    """[N, D, H, W] to [N, D, crop, crop] about the centre; `fill` is broadcast to where there is nothing to show."""
-    height, width = stack.shape[-2:]
-    (from_rows, to_rows), (from_columns, to_columns) = _overlap(height, crop), _overlap(width, crop)
-    cut = np.full((*stack.shape[:2], crop, crop), fill, dtype=stack.dtype)
-    cut[..., to_rows, to_columns] = stack[..., from_rows, from_columns]
-    return cut
-
-
-def _overlap(length: int, crop: int) -> tuple[slice, slice]:
-    """Where an axis of `length` and one of `crop` overlap when their centres meet, in the indices of either."""
-    shared = min(length, crop)
-    start, target = (length - shared) // 2, (crop - shared) // 2
-    return slice(start, start + shared), slice(target, target + shared)
+def _fitted(
+    volume: NpcVolume, size: tuple[int, int], fit: Literal["crop", "zoom"]
+) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
+    """Images [C, D, *size], labels [R, D, *size], and the spacing (z, y, x) they have now."""
+    if fit == "zoom":
+        images, labels = zoom_nearest(volume.images, *size), zoom_nearest(volume.labels, *size)
+        height, width = volume.images.shape[-2:]
+        return images, labels, zoomed_spacing(volume.voxel_spacing, (height, width), *size)
+    background = volume.images.min(axis=(1, 2, 3), keepdims=True)
+    return crop_or_pad(volume.images, *size, background), crop_or_pad(volume.labels, *size), volume.voxel_spacing
 
 
 # The folder
@@ -171,7 +197,13 @@ def _root(folder: Path) -> Path:
 
 def _volumes(folder: Path) -> tuple[Path, ...]:
     """The volume files of one part in numeric order; none where there is no such folder."""
-    found = ((re.fullmatch(r"Sample_(\d+)\.h5", path.name), path) for path in folder.glob("Sample_*.h5"))
+    if not folder.is_dir():
+        return ()
+    try:
+        files = sorted(folder.iterdir())  # glob would take a folder that must not be read for an empty one
+    except PermissionError:
+        raise DataError(f"{folder}: no permission to list it; ask its owner, or `chmod u+rx` it") from None
+    found = ((re.fullmatch(r"Sample_(\d+)\.h5", path.name), path) for path in files)
     return tuple(path for _, path in sorted((int(match[1]), path) for match, path in found if match))
 
 
@@ -202,6 +234,8 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         raise DataError(f"{path}: no such file")
     try:
         file = h5py.File(path, "r")
+    except PermissionError:
+        raise DataError(f"{path}: no permission to read it; ask its owner, or `chmod u+r` it") from None
     except OSError as error:
         raise DataError(f"{path}: not an HDF5 file, or cut short: {error}") from error
     with file:

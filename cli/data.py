@@ -1,0 +1,198 @@
+"""The commands for data sets: prepare them, check them, list them, look at them, write a stand-in."""
+
+import io
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from cli import render
+from cli.errors import INTERRUPTED, user_errors
+from cli.options import Json, Size, Window, size, window
+
+if TYPE_CHECKING:
+    from proseg.data.catalog import Prepared
+    from proseg.data.store import Store
+
+Selection = Literal["paper", "all4", "any"]  # of proseg.data.kinds, whose import would cost --help
+Fit = Literal["crop", "zoom"]
+
+PICTURES = (".png", ".svg", ".pdf", ".jpg")
+SKIPPED_SHOWN = 5
+
+data_app = typer.Typer(
+    help="Data sets: prepare, check and list them, look at them, write a stand-in.", no_args_is_help=True
+)
+
+
+@data_app.command("prepare")
+def data_prepare(
+    source: Annotated[str, typer.Argument(help="What it is: lidc-dicom, lidc-pickle, npc or own.")],
+    path: Annotated[Path, typer.Option("--from", metavar="PATH", help="Where it lies: a folder, or a file.")],
+    name: Annotated[str, typer.Option(help="What it will be called.")],
+    selection: Annotated[Selection | None, typer.Option(help="LIDC's slices: the paper's (default), those of all "
+                                                             "four raters, or of any.")] = None,
+    outline: Annotated[Literal["in", "out"] | None, typer.Option(help="Whether LIDC's outlines belong to the masks "
+                                                                      "(default: in).")] = None,
+    to_size: Annotated[Size | None, typer.Option("--size", parser=size, metavar="HxW",
+                                                 help="Pixels of the slices.")] = None,
+    fit: Annotated[Fit | None, typer.Option(help="How slices come to that size: cut about the centre (default), or "
+                                                 "zoomed.")] = None,
+    classes: Annotated[int | None, typer.Option(min=1, max=255, help="Classes of foreground in the masks.")] = None,
+    to_window: Annotated[Window | None, typer.Option("--window", parser=window, metavar="LO,HI",
+                                                     help="Intensities that become -1 and 1.")] = None,
+    sorted_raters: Annotated[bool, typer.Option("--sorted-raters", help="Raters are nobody in particular: sort them "
+                                                                        "by area in every image.")] = False,
+    label: Annotated[str | None, typer.Option(help="What tables and model cards say of the data.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Under which the data may be used.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes that read; as many as cores without.")] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Make a data set of files where they lie, once; then `launch` searches on it."""
+    with user_errors():
+        from orchestrator.workspace import workspace
+        from proseg.data.catalog import prepare_named
+        from proseg.data.kinds import Choices
+
+        choices = Choices(
+            selection=selection, outline=outline, size=to_size and (to_size.height, to_size.width), fit=fit,
+            classes=classes, window=to_window and (to_window.low, to_window.high), sorted_raters=sorted_raters,
+            label=label, licence=licence,
+        )  # fmt: skip
+        try:
+            prepared = prepare_named(source, path, name, workspace(), choices, jobs=jobs or os.cpu_count() or 1,
+                                     track=render.track(quiet=as_json))  # fmt: skip
+        except KeyboardInterrupt:
+            render.error(f"interrupted; the same command goes on with {name} where it stopped")
+            raise typer.Exit(INTERRUPTED) from None
+        _tell(prepared, name, as_json=as_json)
+
+
+def _tell(prepared: "Prepared", name: str, *, as_json: bool) -> None:
+    """What was prepared, and the command that comes next; a space to begin with is written beside."""
+    from orchestrator.template import write_template
+    from proseg.data.catalog import NAMES
+
+    store, shipped = prepared.store, name in NAMES  # there is a space for those
+    template = None if shipped else write_template(store, name, Path.cwd())
+    space = name if shipped else f"{name}.toml"
+    if as_json:
+        m = store.manifest
+        counts = {key: getattr(m, key) for key in ("slices", "patients", "volumes", "raters", "channels", "height",
+                                                   "width", "classes", "label", "licence", "fingerprint")}  # fmt: skip
+        render.json({"name": name, "folder": str(store.folder), "anew": prepared.anew, **counts,
+                     "skipped": [vars(one) for one in m.skipped], "space": template and str(template),
+                     "next": f"proseg-tune launch {space}"})  # fmt: skip
+        return
+    if not prepared.anew:
+        render.line(f"{name} had been prepared from these files already; nothing was done")
+    for text in _summary(store):
+        render.line(text)
+    if template is None and not shipped:
+        render.line(f"{space} is there already and was left alone")
+    elif template is not None:
+        render.line(f"a search space to begin with was written to {template}")
+    render.line(f"next: proseg-tune launch {space}")
+
+
+def _summary(store: "Store") -> list[str]:
+    m = store.manifest
+    raters = f"{m.raters} raters" + (f" ({', '.join(m.rater_names)})" if m.rater_names else "")
+    lines = [
+        f"{m.name}: {m.label}",
+        f"{m.slices} slices of {m.height} x {m.width} in {m.channels} channel(s), of {m.volumes} volumes of "
+        f"{m.patients} patients, by {raters}",
+    ]
+    if m.skipped:
+        lines.append(f"{len(m.skipped)} skipped:")
+        lines += [f"  {one.what}: {one.why}" for one in m.skipped[:SKIPPED_SHOWN]]
+    if len(m.skipped) > SKIPPED_SHOWN:
+        lines.append(f"  and {len(m.skipped) - SKIPPED_SHOWN} more, all of them in {store.folder / 'manifest.json'}")
+    return [*lines, f"in {store.folder}, {m.bytes / 1e6:.1f} MB"]
+
+
+@data_app.command("check")
+def data_check(name: Annotated[str, typer.Argument(help="A data set or a folder.")], as_json: Json = False) -> None:
+    """Read a data set from beginning to end and compare it with the fingerprint it was written with."""
+    with user_errors():
+        from orchestrator.workspace import workspace
+        from proseg.data.catalog import open_data
+
+        store = open_data(name, workspace(), jobs=os.cpu_count() or 1, track=render.track(quiet=as_json))
+        store.verify()
+        m = store.manifest
+        if as_json:
+            render.json({"name": m.name, "folder": str(store.folder), "slices": m.slices, "bytes": m.bytes,
+                         "fingerprint": m.fingerprint, "intact": True})  # fmt: skip
+            return
+        for text in _summary(store):
+            render.line(text)
+        render.line(f"intact: every byte is as it was written (fingerprint {m.fingerprint[:12]})")
+
+
+@data_app.command("list")
+def data_list(as_json: Json = False) -> None:
+    """List the data sets and whether they are at hand."""
+    with user_errors():
+        from orchestrator.workspace import workspace
+        from proseg.data.catalog import listing
+
+        render.listing(listing(workspace()), as_json=as_json)
+
+
+@data_app.command("show")
+def data_show(
+    name: Annotated[str, typer.Argument(help="A data set or a folder.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.png", help="Where the picture goes.")],
+    count: Annotated[int, typer.Option(min=1, max=200, help="Slices shown.")] = 24,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+) -> None:
+    """Draw a contact sheet: images with the outlines of their raters."""
+    with user_errors():
+        from orchestrator.workspace import workspace
+        from proseg.data.catalog import open_data
+        from proseg.errors import DataError
+        from proseg.figures import contact_sheet
+        from proseg.records import write_atomically
+
+        if out.exists() and not force:
+            raise DataError(f"--out {out} exists; choose another file, or add --force to replace it")
+        if not out.resolve().parent.is_dir():
+            raise DataError(f"--out {out}: the folder {out.resolve().parent} does not exist")
+        if out.suffix.lower() not in PICTURES:
+            raise DataError(f"--out {out} must end in one of {', '.join(PICTURES)}")
+        store = open_data(name, workspace(), jobs=os.cpu_count() or 1, track=render.track())
+        store.verify()
+        picture = io.BytesIO()
+        contact_sheet(store, count).savefig(picture, format=out.suffix[1:].lower())
+        write_atomically(out, picture.getvalue())
+        m = store.manifest
+        render.line(f"{m.name}: {m.label}. {m.slices} slices of {m.patients} patients, {m.raters} raters -> {out}")
+
+
+@data_app.command("standin")
+def data_standin(
+    name: Annotated[str, typer.Argument(help="Only npc has a stand-in.")],
+    subjects: Annotated[str, typer.Option(help="Volumes for training, validation, test.")] = "80,20,20",
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the files go; `launch npc` looks in the "
+                                                                     "workspace.")] = None,
+) -> None:  # fmt: skip
+    """Write synthetic volumes in the layout of a data set that cannot be had; they say so everywhere."""
+    with user_errors():
+        from orchestrator.workspace import workspace
+        from proseg.data import npc, npc_standin
+        from proseg.data.catalog import npc_folder
+        from proseg.errors import DataError
+
+        if name != "npc":
+            raise DataError(f"there is no stand-in for {name!r}: only npc has one")
+        counts = re.fullmatch(r"(\d+),(\d+),(\d+)", subjects)
+        if not counts:
+            raise DataError(f"--subjects {subjects!r} must be three numbers, as in 80,20,20")
+        parts = (int(counts[1]), int(counts[2]), int(counts[3]))
+        folder = out or npc_folder(workspace())
+        written = list(render.track()(npc_standin.write(folder, parts), sum(parts), "Writing the NPC stand-in"))
+        state = f"{len(written)} volumes written to" if written else "already complete in"
+        render.line(f"{npc.STANDIN_LABEL}: {state} {folder}")

@@ -1,0 +1,116 @@
+"""What `data prepare` can read: the kinds of source by name, and the options that each takes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from proseg.data.source import Source
+from proseg.errors import DataError
+
+Selection = Literal["paper", "all4", "any"]
+Fit = Literal["crop", "zoom"]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What was asked for of a source; None (False) is what was not said."""
+
+    selection: Selection | None = None
+    """Of LIDC's slices: the paper's list, all with four raters, all with any."""
+    outline: Literal["in", "out"] | None = None
+    """Whether the outlines that LIDC's raters drew belong to their masks."""
+    size: tuple[int, int] | None = None
+    """(H, W) of the slices."""
+    fit: Fit | None = None
+    """How they come to that size."""
+    classes: int | None = None
+    """Of foreground."""
+    window: tuple[float, float] | None = None
+    """Intensities that are mapped to -1..1."""
+    sorted_raters: bool = False
+    """Raters are nobody in particular: sorted by area in every image."""
+    label: str | None = None
+    licence: str | None = None
+
+    def given(self) -> list[str]:
+        """Names of what was said."""
+        return [field.name for field in fields(self) if getattr(self, field.name) not in (None, False)]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of source."""
+
+    name: str
+    about: str
+    options: tuple[str, ...]
+    """Fields of `Choices` which it takes."""
+    open: Callable[[Path, str, Choices], Source]
+    """Looks at a path and refuses what it must, without reading pixels; of the data set's name and what was asked."""
+
+    def source(self, path: Path, name: str, choices: Choices) -> Source:
+        """The source at `path`.
+
+        Raises:
+            DataError: there is nothing, an option does not belong to this kind, or the source is not what it should be.
+        """
+        if surplus := [option(one) for one in choices.given() if one not in self.options]:
+            takes = ", ".join(map(option, self.options)) or "none"
+            raise DataError(f"data prepare {self.name} does not take {', '.join(surplus)}; its options are: {takes}")
+        if not path.exists():
+            raise DataError(f"--from {path}: there is no such file or folder")
+        return self.open(path.resolve(), name, choices)
+
+
+def option(name: str) -> str:
+    """As a person types it."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _npc(path: Path, name: str, choices: Choices) -> Source:
+    from proseg.data.npc import source
+
+    return source(path, size=choices.size or (128, 128), fit=choices.fit or "crop")
+
+
+def _lidc_dicom(path: Path, name: str, choices: Choices) -> Source:
+    from proseg.data.lidc_dicom import source
+
+    return source(path, selection=choices.selection or "paper", outline=choices.outline != "out")
+
+
+def _lidc_pickle(path: Path, name: str, choices: Choices) -> Source:
+    from proseg.data.lidc_pickle import source
+
+    return source(path)
+
+
+def _own(path: Path, name: str, choices: Choices) -> Source:
+    from proseg.data.own import source
+
+    return source(
+        path, name=name, size=choices.size, fit=choices.fit or "crop", classes=choices.classes or 1,
+        window=choices.window, sorted_raters=choices.sorted_raters, label=choices.label, licence=choices.licence,
+    )  # fmt: skip
+
+
+_OWN = ("size", "fit", "classes", "window", "sorted_raters", "label", "licence")
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("lidc-dicom", "a folder of LIDC-IDRI's DICOM series, in any layout", ("selection", "outline"),
+             _lidc_dicom),
+        Kind("lidc-pickle", "MedicalMatting's lidc_attributes.pkl", (), _lidc_pickle),
+        Kind("npc", "a folder in the layout of MMIS-2024 task 1 (HDF5)", ("size", "fit"), _npc),
+        Kind("own", "a manifest (.csv, .parquet), or a folder of images/ and masks/RATER/", _OWN, _own),
+    )
+}  # fmt: skip
+
+
+def find_kind(name: str) -> Kind:
+    """By the name a user types; raises DataError, with the names there are, where it is none."""
+    if name not in KINDS:
+        names = "; ".join(f"{kind.name} ({kind.about})" for kind in KINDS.values())
+        raise DataError(f"there is no source {name!r}: use one of {names}")
+    return KINDS[name]
