@@ -103,8 +103,8 @@ data = {data}
 # train, val and test, there is fold 0 only.
 fold = 0
 
-# What is compared on the validation patients: the generalised energy distance, the smaller the better. Also possible:
-# ged_u, dice_soft, dice_max, dice_match, and a rater's own dice_a1, dice_a2, ...
+# What is compared on the validation patients: the generalised energy distance, the smaller the better. Also possible
+# are dice_soft, dice_max, dice_match and dice_mean, or one rater's dice_a1, dice_a2, ..., with the goal "maximize".
 [objective]
 metric = "ged"
 goal = "minimize"
@@ -120,8 +120,8 @@ kind = "asha"
 grace_epochs = {grace}
 reduction = 3
 
-# What all trials share where it differs from the recipe (proseg/recipes.py). "data.crop" = 128 would train on the central
-# 128 x 128 pixels of larger images, "data.rotate" = 15 turn them by up to 15 degrees.
+# What all trials share where it differs from the recipe (proseg/recipes.py). "data.crop" = 128 would train on the
+# central 128 x 128 pixels of larger images, "data.rotate" = 15 turn them by up to 15 degrees.
 [base]
 batch_size = {batch}
 "model.width" = 32

@@ -1,9 +1,12 @@
 """The search space that is written for a data set of one's own: it can be launched as it is."""
 
+import re
+
 import pytest
 
 from orchestrator.study import base_config, check_objective, variants
 from proseg.config import TrainConfig
+from proseg.evaluate import metric_names
 from search_spaces.space import SearchSpace, read_space
 from search_spaces.template import template_space
 
@@ -73,6 +76,13 @@ def test_any_name_comes_back(load, data: str):
     space, _ = load(data, **SIZES[1])
     assert space.data == data
     assert space.about.startswith(f"{data}: 96 x 64, 3 raters, 3 classes")
+
+
+def test_the_metrics_that_it_names_exist():
+    text = template_space("mine", **SIZES[0])
+    named = set(re.findall(r"\bdice_\w+", text))
+    assert len(named) == 6
+    assert named <= set(metric_names(2))
 
 
 def test_every_line_fits_the_screen():
