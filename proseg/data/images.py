@@ -4,6 +4,7 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Protocol, TypeVar
 
@@ -53,7 +54,8 @@ def read(path: Path) -> Picture:
     bad = _not_finite(picture.pixels)
     if bad:
         raise DataError(f"{path}: has {bad} pixels that are NaN or infinite")
-    return picture
+    native = picture.pixels.dtype.newbyteorder("=")
+    return replace(picture, pixels=picture.pixels.astype(native, copy=False))
 
 
 def is_image(name: str) -> bool:

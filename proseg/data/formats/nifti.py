@@ -82,7 +82,8 @@ def read(path: Path, file: IO[bytes]) -> Picture:
     stream = _unpacked(path, file)
     claim, start = _claim(path, stream)
     total = claim.offset + claim.bytes
-    content = start + stream.read(total - len(start) + 1)  # one more: gzip compares its sum at the end
+    # One byte more than is wanted: at the end gzip compares its sum, and there must be no more.
+    content = start + stream.read(max(1, total - len(start) + 1))
     if len(content) != total:
         longer = "more" if len(content) > total else f"{len(content)}"
         raise DataError(f"{path}: the file is damaged: its header asks for {total} bytes, it has {longer}")
@@ -129,13 +130,14 @@ def _place(header: Nifti1Header, axes: int) -> tuple[np.ndarray, np.ndarray]:
     unit = MM[str(header.get_xyzt_units()[0])]
     to_mm = np.diag([unit, unit, unit, 1.0])
     spacing = np.array([float(mm) * unit for mm in header.get_zooms()[: min(axes, 3)]])
-    return orientation.TO_LPS @ to_mm @ header.get_best_affine(), spacing
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is reported by who checks the place
+        return orientation.TO_LPS @ to_mm @ header.get_best_affine(), spacing
 
 
 def _scaled(values: np.ndarray, claim: _Claim) -> np.ndarray:
     """The numbers that the file means, in the smallest of int32 and float32 that holds them."""
     if not claim.scaled:
-        return values.astype(values.dtype.newbyteorder("="), copy=False)
+        return values
     scaled = np.asarray(apply_read_scaling(values, claim.slope, claim.intercept), np.float64)
     fits = claim.whole and max(-scaled.min(), scaled.max()) < 2**31
     return scaled.astype(np.int32 if fits else np.float32)

@@ -1,6 +1,7 @@
 """NPY, and NPZ with one array: [H, W], a volume [D, H, W], or channels first [C, D, H, W]; never a pickle."""
 
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from proseg.data.formats.picture import Header, Picture, check_claim, header_of,
 from proseg.errors import DataError
 
 DAMAGE: tuple[type[Exception], ...] = (
-    OSError, EOFError, ValueError, struct.error, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError,
+    OSError, EOFError, ValueError, SyntaxError, tokenize.TokenError, struct.error, zlib.error, zipfile.BadZipFile,
+    RuntimeError, NotImplementedError,
 )  # fmt: skip
 """What numpy and zipfile raise over damaged bytes; the last two over encryption and unknown compression."""
 

@@ -19,8 +19,8 @@ from proseg.data.formats.picture import Header, Picture, check_claim, header_of,
 from proseg.errors import DataError
 
 DAMAGE: tuple[type[Exception], ...] = (
-    OSError, EOFError, ValueError, KeyError, TypeError, IndexError, OverflowError, struct.error, zlib.error,
-    nrrd.NRRDError,
+    OSError, EOFError, ValueError, KeyError, TypeError, IndexError, OverflowError, StopIteration, struct.error,
+    zlib.error, nrrd.NRRDError,
 )  # fmt: skip
 """What pynrrd and the packers raise over damaged bytes."""
 
@@ -80,7 +80,6 @@ def read(path: Path, file: IO[bytes]) -> Picture:
         longer = "more" if len(content) > wanted else f"{len(content)}"
         raise DataError(f"{path}: the file is damaged: its header asks for {wanted} bytes of pixels, it has {longer}")
     values = np.frombuffer(content, claim.dtype).reshape(claim.sizes, order="F")
-    values = values.astype(claim.dtype.newbyteorder("="), copy=False)
     values = values[..., None] if claim.channel_axis is None else np.moveaxis(values, claim.channel_axis, -1)
     return orientation.picture(values, claim.place, claim.spacing)
 
@@ -166,4 +165,5 @@ def _place(header: dict[str, Any], spatial: tuple[int, ...]) -> tuple[np.ndarray
     if len(columns) == 2:  # a single slice, which has no third direction of its own
         place[:3, 2] = np.cross(columns[0], columns[1]) / np.prod(spacing)
     place[:3, 3] = np.asarray(header.get("space origin", np.zeros(3)), float) * unit
-    return np.diag([*signs, 1.0]) @ place, spacing
+    place[:3] *= np.array(signs)[:, None]
+    return place, spacing

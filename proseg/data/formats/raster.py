@@ -20,7 +20,8 @@ from proseg.errors import DataError
 
 DAMAGE: tuple[type[Exception], ...] = (
     OSError, EOFError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError,
-    RuntimeError, struct.error, NotImplementedError, Image.DecompressionBombError, Image.DecompressionBombWarning,
+    RuntimeError, struct.error, NotImplementedError, UserWarning,
+    Image.DecompressionBombError, Image.DecompressionBombWarning,
 )  # fmt: skip
 """What Pillow raises over damaged bytes, depending on what they stood for; the last two over bombs."""
 
@@ -60,6 +61,7 @@ def read(path: Path, file: IO[bytes]) -> Picture:
 def _opened(path: Path, file: IO[bytes]) -> Iterator[ImageFile.ImageFile]:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.filterwarnings("error", "Corrupt|Truncated", UserWarning)
         with Image.open(file, formats=["PNG", "TIFF"]) as image:
             _check_lossless(path, image, file)
             check_claim(path, _shape(path, image), _dtype(image))
@@ -132,7 +134,6 @@ def _page(path: Path, image: ImageFile.ImageFile) -> np.ndarray:
         pixels = pixels[..., :-1]
     if image.mode == "I" and _tag(image, SAMPLE_FORMAT, (UNSIGNED,))[0] == UNSIGNED and image.format == "TIFF":
         pixels = pixels.view(np.uint32)
-    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
