@@ -7,7 +7,7 @@ background), or zoomed, images linearly, masks to the nearest pixel. Any height 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ import numpy as np
 
 from proseg.data import frame, images, own_folder, own_manifest
 from proseg.data.case import Slice
-from proseg.data.images import Header, Picture
+from proseg.data.formats.picture import Header, Kind, Picture
 from proseg.data.own_files import Entry, Inventory, check, check_file
 from proseg.data.source import Part, Source, identity_of
 from proseg.data.store import Description
@@ -152,9 +152,9 @@ def _header(entry: Entry) -> Header:
     return Header(len(headers), first.depth, first.height, first.width, whole)
 
 
-def _check_alike(found: Inventory, headers: Sequence[Header], size: tuple[int, int] | None):
+def _check_alike(found: Inventory, headers: Sequence[Header], size: tuple[int, int] | None) -> Kind:
     """Whether the files are slices or volumes; all of them must be the same, and alike."""
-    unit = "volume" if any((header.depth or 1) > 1 for header in headers) else "slice"
+    unit: Kind = "volume" if any((header.depth or 1) > 1 for header in headers) else "slice"
     first = headers[0]
     for entry, header in zip(found.entries, headers, strict=True):
         path = entry.images[0]
@@ -201,10 +201,17 @@ def _size(header: Header) -> str:
 
 def _in_order(entries: Sequence[Entry]) -> list[Entry]:
     """The slices of a volume together and ascending; volumes as they came."""
-    place: dict[str, int] = {}
+    volumes: dict[str, list[Entry]] = {}
     for entry in entries:
-        place.setdefault(entry.volume, len(place))
-    return sorted(entries, key=lambda entry: (place[entry.volume], entry.number or 0.0))
+        volumes.setdefault(entry.volume, []).append(entry)
+    return [entry for volume in volumes.values() for entry in _ascending(volume)]
+
+
+def _ascending(volume: Sequence[Entry]) -> Sequence[Entry]:
+    """By their numbers; slices without are numbered as they came."""
+    if len(volume) > 1 and volume[0].number is None:
+        return [replace(entry, number=float(place)) for place, entry in enumerate(volume)]
+    return sorted(volume, key=lambda entry: entry.number or 0.0)
 
 
 def _within_int16(window: tuple[float, float]) -> bool:

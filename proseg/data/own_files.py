@@ -2,7 +2,6 @@
 
 import os
 import stat
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
@@ -141,19 +140,22 @@ def _check_annotated(found: Inventory) -> None:
 
 
 def _check_slices_once(found: Inventory) -> None:
-    _once(
-        (entry for entry in found.entries if entry.number is not None),
-        lambda entry: (entry.volume, entry.number),
-        "slice {0[1]:g} of volume {0[0]!r} stands there a second time, after {1}",
-    )
-
-
-def _once(entries: Iterable[Entry], key: Callable[[Entry], tuple], sentence: str) -> None:
-    first: dict[tuple, Entry] = {}
-    for entry in entries:
-        other = first.setdefault(key(entry), entry)
+    first: dict[str, Entry] = {}
+    numbers: dict[tuple[str, float], Entry] = {}
+    for entry in found.entries:
+        other = first.setdefault(entry.volume, entry)
+        if (other.number is None) != (entry.number is None):
+            raise DataError(
+                f"{entry.where}: volume {entry.volume!r} has slices with a number and slices without; see {other.where}"
+            )
+        if entry.number is None:
+            continue
+        other = numbers.setdefault((entry.volume, entry.number), entry)
         if other is not entry:
-            raise DataError(f"{entry.where}: {sentence.format(key(entry), other.where)}")
+            raise DataError(
+                f"{entry.where}: slice {entry.number:g} of volume {entry.volume!r} stands there a second time, after "
+                f"{other.where}"
+            )
 
 
 def _check_patients(found: Inventory) -> None:

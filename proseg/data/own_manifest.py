@@ -111,11 +111,11 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
 
 
 def _check_spelling(path: Path, column: str) -> None:
-    """A column that nearly has a name that counts would be ignored without a word."""
+    """A column that is nearly named like one that may be left out would be ignored without a word."""
     if column in (IMAGE, "patient", *OPTIONAL) or (column.startswith((f"{IMAGE}_", MASK)) and column[-1] != "_"):
         return
     lower = column.lower()
-    near = difflib.get_close_matches(lower, (IMAGE, "patient", *OPTIONAL), 1, 0.75)
+    near = difflib.get_close_matches(lower, OPTIONAL, 1, 0.75)
     if near or lower.startswith(("image", "mask")):
         raise DataError(
             f"{path}: unknown column {column!r}; the columns are image or image_<channel>, mask_<rater>, patient, "
