@@ -340,17 +340,18 @@ def _check_place(where: str, image: Picture, other: Picture, name: str) -> None:
 
 def _labels(where: str, mask: np.ndarray, classes: int) -> np.ndarray:
     """[D, H, W] bool or uint8, checked."""
-    if mask.dtype == bool:
-        return mask
-    if classes == 1 and mask.max() == 255 and not ((mask != 0) & (mask != 255)).any():
-        return mask != 0
-    wrong = (mask < 0) | (mask > classes) if mask.dtype.kind in "iu" else ~np.isin(mask, np.arange(classes + 1))
-    if wrong.any():
+    if not _are_labels(mask, classes):
         allowed = "0 and 1, or 0 and 255" if classes == 1 else f"0 to {classes}"
-        raise DataError(
-            f"{where} has {np.count_nonzero(wrong)} pixels other than {allowed}, the first is {mask[wrong][0]}"
-        )
+        wrong = mask[~np.isin(mask, np.arange(classes + 1))]
+        raise DataError(f"{where} has {wrong.size} pixels other than {allowed}, the first is {wrong[0]}")
     return mask != 0 if classes == 1 else mask.astype(np.uint8)
+
+
+def _are_labels(mask: np.ndarray, classes: int) -> bool:
+    if mask.dtype.kind in "iub" and mask.min() >= 0 and mask.max() <= classes:  # by far the fastest
+        return True
+    binary = classes == 1 and np.isin(mask, (0, 255)).all()
+    return bool(binary or np.isin(mask, np.arange(classes + 1)).all())
 
 
 def _by_area(masks: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """NPY, and NPZ with one array: [H, W], a volume [D, H, W], or channels first [C, D, H, W]; never a pickle."""
 
+import io
 import struct
 import tokenize
 import zipfile
@@ -7,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
@@ -20,6 +22,9 @@ DAMAGE: tuple[type[Exception], ...] = (
     RuntimeError, NotImplementedError,
 )  # fmt: skip
 """What numpy and zipfile raise over damaged bytes; the last two over encryption and unknown compression."""
+
+MOST_HEADER = 10_000
+"""Bytes; numpy parses no more."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,7 @@ def _stream(path: Path, file: IO[bytes]) -> Iterator[tuple[IO[bytes], int]]:
 
 def _claim(path: Path, stream: IO[bytes], length: int) -> _Claim:
     """The header, checked against the number of bytes; the stream is left at the first pixel."""
-    version = np.lib.format.read_magic(stream)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"version {version} of the format")
-    parse = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    claim = _Claim(*parse(stream))
+    claim = _parsed(_header(stream))
     check_claim(path, claim.shape, claim.dtype)
     if not 2 <= len(claim.shape) <= 4:
         raise DataError(
@@ -84,3 +85,22 @@ def _claim(path: Path, stream: IO[bytes], length: int) -> _Claim:
     if there != claimed:
         raise DataError(f"{path}: the file is damaged: it has {there} bytes of pixels, its header says {claimed}")
     return claim
+
+
+def _header(stream: IO[bytes]) -> bytes:
+    """All that stands before the pixels."""
+    start = stream.read(8)
+    length = stream.read(2 if start[6:] == b"\x01\x00" else 4)
+    return start + length + stream.read(min(int.from_bytes(length, "little"), MOST_HEADER))
+
+
+@lru_cache(maxsize=64)
+def _parsed(header: bytes) -> _Claim:
+    """Parsing takes longer than reading a slice, and the slices of a data set have the same header."""
+    stream = io.BytesIO(header)
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        return _Claim(*np.lib.format.read_array_header_1_0(stream))
+    if version == (2, 0):
+        return _Claim(*np.lib.format.read_array_header_2_0(stream))
+    raise ValueError(f"version {version} of the format")
