@@ -112,6 +112,7 @@ COMMANDS = {
     "metrics": "--samples 3 --side 16 --depth 0",
     "loading": "--slices 8 --batch-size 4 --workers 0 --data DATA",
     "evaluation": "--slices 2 --samples 2 --data DATA",
+    "data": "--slices 9 --side 8 --raters 2 --jobs 1",
 }
 
 

@@ -1,0 +1,143 @@
+"""NIfTI-1 and -2 in one file, plain or gzipped: (x, y), (x, y, z), or with channels as the fourth or fifth axis.
+
+nibabel understands the header; the bytes are counted here, so that a file which unpacks to more or less than its header
+says is refused, and gzip's own sum is compared.
+"""
+
+import gzip
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.nifti1 import Nifti1Header
+from nibabel.nifti2 import Nifti2Header
+from nibabel.spatialimages import HeaderDataError
+from nibabel.volumeutils import apply_read_scaling
+from nibabel.wrapstruct import WrapStructError
+
+from proseg.data.formats import orientation
+from proseg.data.formats.picture import Header, Picture, check_claim, header_of, is_whole
+from proseg.errors import DataError
+
+DAMAGE: tuple[type[Exception], ...] = (
+    OSError, EOFError, ValueError, KeyError, OverflowError, struct.error, zlib.error, HeaderDataError, ImageFileError,
+    WrapStructError,
+)  # fmt: skip
+"""What nibabel and gzip raise over damaged bytes."""
+
+KINDS = {348: Nifti1Header, 540: Nifti2Header}
+"""By the size of the header, which is its first number."""
+MOST_OFFSET = 2**24
+"""Bytes before the first pixel that are believed: extensions stand there."""
+MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
+
+
+@dataclass(frozen=True, eq=False)
+class _Claim:
+    """What the header says."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    offset: int
+    slope: float
+    intercept: float
+    place: np.ndarray
+    """[4, 4], to mm left, posterior, superior"""
+    spacing: np.ndarray
+    """[2] or [3], mm along the axes in space"""
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Along the axes in space."""
+        return self.shape[:3]
+
+    @property
+    def channels(self) -> int:
+        return math.prod(self.shape[3:])
+
+    @property
+    def scaled(self) -> bool:
+        return (self.slope, self.intercept) != (1.0, 0.0)
+
+    @property
+    def whole(self) -> bool:
+        return is_whole(self.dtype) and self.slope.is_integer() and self.intercept.is_integer()
+
+
+def look(path: Path, file: IO[bytes]) -> Header:
+    claim, _ = _claim(path, _unpacked(path, file))
+    return header_of(orientation.shape(claim.sizes, claim.channels, claim.place), whole=claim.whole)
+
+
+def read(path: Path, file: IO[bytes]) -> Picture:
+    stream = _unpacked(path, file)
+    claim, start = _claim(path, stream)
+    total = claim.offset + claim.bytes
+    # One byte more than is wanted: at the end gzip compares its sum, and there must be no more.
+    content = start + stream.read(max(1, total - len(start) + 1))
+    if len(content) != total:
+        longer = "more" if len(content) > total else f"{len(content)}"
+        raise DataError(f"{path}: the file is damaged: its header asks for {total} bytes, it has {longer}")
+    values = np.frombuffer(content, claim.dtype, offset=claim.offset).reshape(claim.shape, order="F")
+    values = _scaled(values, claim).reshape((*claim.sizes, claim.channels), order="F")
+    return orientation.picture(values, claim.place, claim.spacing)
+
+
+def _unpacked(path: Path, file: IO[bytes]) -> IO[bytes]:
+    return gzip.GzipFile(fileobj=file) if path.suffix.lower() == ".gz" else file  # type: ignore[return-value]
+
+
+def _claim(path: Path, stream: IO[bytes]) -> tuple[_Claim, bytes]:
+    """What the header says, and the bytes that were read."""
+    start = stream.read(540)
+    size = next((size for order in "<>" for size in KINDS if start[:4] == struct.pack(f"{order}i", size)), None)
+    if size is None:
+        raise DataError(f"{path}: the file is no NIfTI file, or damaged at its start")
+    header = KINDS[size](start[:size])
+    if bytes(header["magic"])[:2] != b"n+":
+        raise DataError(f"{path}: the header of a pair of files; save image and header as one .nii or .nii.gz")
+    shape, offset = _axes(path, header.get_data_shape()), int(header.get_data_offset())
+    check_claim(path, shape, header.get_data_dtype())
+    if not size <= offset <= MOST_OFFSET:
+        raise DataError(f"{path}: the file is damaged: its pixels are said to begin at byte {offset}")
+    slope, intercept = header.get_slope_inter()
+    place, spacing = _place(header, len(shape))
+    orientation.check(path, place, spacing)
+    claim = _Claim(shape, header.get_data_dtype(), offset, 1.0 if slope is None else float(slope),
+                   float(intercept or 0), place, spacing)  # fmt: skip
+    return claim, start
+
+
+def _axes(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(x, y), (x, y, z) or (x, y, z, channels)."""
+    if len(shape) == 5 and 1 in shape[3:]:
+        shape = (*shape[:3], math.prod(shape[3:]))
+    if not 2 <= len(shape) <= 4:
+        raise DataError(f"{path}: has shape {tuple(map(int, shape))}; expected (x, y), (x, y, z) or channels as fourth")
+    return tuple(map(int, shape))
+
+
+def _place(header: Nifti1Header, axes: int) -> tuple[np.ndarray, np.ndarray]:
+    unit = MM[str(header.get_xyzt_units()[0])]
+    to_mm = np.diag([unit, unit, unit, 1.0])
+    spacing = np.array([float(mm) * unit for mm in header.get_zooms()[: min(axes, 3)]])
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is reported by who checks the place
+        return orientation.TO_LPS @ to_mm @ header.get_best_affine(), spacing
+
+
+def _scaled(values: np.ndarray, claim: _Claim) -> np.ndarray:
+    """The numbers that the file means, in the smallest of int32 and float32 that holds them."""
+    if not claim.scaled:
+        return values
+    scaled = np.asarray(apply_read_scaling(values, claim.slope, claim.intercept), np.float64)
+    fits = claim.whole and max(-scaled.min(), scaled.max()) < 2**31
+    return scaled.astype(np.int32 if fits else np.float32)

@@ -1,0 +1,58 @@
+"""From the axes of a file to those of the store.
+
+Volumes are turned (by whole axes, nothing is resampled) so that slices lie from the feet up, rows run from front to
+back, and columns from the patient's right to the left: what a radiologist sees, and what DICOM calls LPS. A single
+slice stays as it lies, rows along the file's second axis.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+
+from proseg.data.formats.picture import Picture
+from proseg.errors import DataError
+
+TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""From mm right, anterior, superior."""
+
+
+def picture(values: np.ndarray, place: np.ndarray | None, spacing: np.ndarray | None) -> Picture:
+    """The picture of a file's array; `place` and `spacing` have been checked.
+
+    Args:
+        values: [x, y, C] or [x, y, z, C], the file's axes in its order, then channels.
+        place: [4, 4], from (x, y, z, 1) to mm left, posterior, superior; None where it is not known.
+        spacing: mm along the file's axes; None where it is not known.
+    """
+    if values.ndim == 4 and values.shape[2] > 1 and place is not None:
+        values, place, spacing = _turned(values, place)
+    pixels = values.transpose(*range(values.ndim)[::-1])
+    return Picture(
+        pixels,
+        None if spacing is None else (*[float(mm) for mm in [1.0, *spacing[::-1]][-3:]],),  # type: ignore[arg-type]
+        "slice" if pixels.ndim == 3 else "volume",
+        None if place is None else place[:, [2, 1, 0, 3]],
+    )
+
+
+def shape(sizes: tuple[int, ...], channels: int, place: np.ndarray | None) -> tuple[int, ...]:
+    """[C, H, W] or [C, D, H, W] that `picture` will have, from the file's sizes along (x, y) or (x, y, z)."""
+    if len(sizes) == 3 and sizes[2] > 1 and place is not None:
+        axes = io_orientation(place)[:, 0].astype(int)
+        sizes = tuple(sizes[i] for i in np.argsort(axes))
+    return (channels, *sizes[::-1])
+
+
+def check(path: Path, place: np.ndarray | None, spacing: np.ndarray | None) -> None:
+    """Raises DataError where they make no sense."""
+    if place is not None and (not np.isfinite(place).all() or np.linalg.matrix_rank(place) < 4):
+        raise DataError(f"{path}: the directions of its axes make no sense: {place[:3, :3].tolist()}")
+    if spacing is not None and (not np.isfinite(spacing).all() or min(spacing) <= 0):
+        raise DataError(f"{path}: its spacing is {list(map(float, spacing))}; expected positive numbers, in mm")
+
+
+def _turned(values: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    turn = io_orientation(place)
+    place = place @ inv_ornt_aff(turn, values.shape[:3])
+    return apply_orientation(values, turn), place, np.linalg.norm(place[:3, :3], axis=0)

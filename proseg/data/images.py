@@ -1,0 +1,113 @@
+"""One image or mask from a file: NIfTI, NRRD, PNG, TIFF, NPY or NPZ; what is wrong with it is said in one sentence."""
+
+import re
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Protocol, TypeVar
+
+import numpy as np
+
+from proseg.data.formats.picture import Header, Picture
+from proseg.errors import DataError
+
+__all__ = ["Header", "Picture", "is_image", "look", "read", "stem"]
+
+KNOWN = "NIfTI (.nii, .nii.gz), NRRD (.nrrd), PNG, TIFF or NumPy (.npy, .npz)"
+SUFFIXES = re.compile(r"\.(nii|nii\.gz|nrrd|png|tiff?|npy|npz)$", re.IGNORECASE)
+
+T = TypeVar("T")
+
+
+class Format(Protocol):
+    """A module of `proseg.data.formats`."""
+
+    DAMAGE: tuple[type[Exception], ...]
+    """What its libraries raise over damaged bytes."""
+
+    def look(self, path: Path, file: IO[bytes]) -> Header: ...
+
+    def read(self, path: Path, file: IO[bytes]) -> Picture: ...
+
+
+def look(path: Path) -> Header:
+    """Shape and type of a file's pixels, without reading them.
+
+    Raises:
+        DataError: as `read`, as far as the header tells.
+    """
+    form = _format(path)
+    return _with(path, form, form.look)
+
+
+def read(path: Path) -> Picture:
+    """The pixels of a file. Nothing is unpacked before its size is known from the header to be plausible.
+
+    Raises:
+        DataError: there is no such file, it may not be read, it is of another type, damaged, cut short, a pickle, too
+            large for any image, empty, or has pixels that are no finite real numbers.
+    """
+    form = _format(path)
+    picture = _with(path, form, form.read)
+    bad = _not_finite(picture.pixels)
+    if bad:
+        raise DataError(f"{path}: has {bad} pixels that are NaN or infinite")
+    native = picture.pixels.dtype.newbyteorder("=")
+    return replace(picture, pixels=picture.pixels.astype(native, copy=False))
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is of a type that can be read."""
+    return SUFFIXES.search(name) is not None
+
+
+def stem(name: str) -> str:
+    """The name without what says its type: "a.b" of "a.b.nii.gz"."""
+    return SUFFIXES.sub("", name)
+
+
+def _format(path: Path) -> Format:
+    found = SUFFIXES.search(path.name)
+    match found and found[1].lower():
+        case "nii" | "nii.gz":
+            from proseg.data.formats import nifti as form
+        case "nrrd":
+            from proseg.data.formats import nrrd as form
+        case "png" | "tif" | "tiff":
+            from proseg.data.formats import raster as form
+        case "npy" | "npz":
+            from proseg.data.formats import npy as form
+        case _:
+            raise DataError(f"{path}: images and masks must be {KNOWN}")
+    return form
+
+
+def _with(path: Path, form: Format, function: Callable[[Path, IO[bytes]], T]) -> T:
+    with _opened(path) as file:
+        try:
+            return function(path, file)
+        except form.DAMAGE as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(f"{path}: the file is damaged or cut short, or not what its name says: {reason}") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
+            raise DataError(f"{path}: is no file")
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    with file:
+        yield file
+
+
+def _not_finite(pixels: np.ndarray) -> int:
+    if pixels.dtype.kind != "f":
+        return 0
+    return pixels.size - int(np.count_nonzero(np.isfinite(pixels)))

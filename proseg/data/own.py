@@ -1,0 +1,376 @@
+"""A user's own images, annotated by several raters: a manifest (`own_manifest`) or a folder (`own_folder`).
+
+2-D files make slices, 3-D files volumes that are cut along z (`formats.orientation`). Intensities stay as they are if a
+window is given, whole numbers as int16; without one, each channel of each file is brought to zero mean and unit
+variance. Images of another size are cut or filled up about their centre with the least value of each channel (masks:
+background), or zoomed, images linearly, masks to the nearest pixel. Any height and width will do for the model.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from proseg.data import frame, images, own_folder, own_manifest
+from proseg.data.case import Slice
+from proseg.data.formats.picture import Header, Kind, Picture
+from proseg.data.own_files import Entry, Inventory, check, check_file
+from proseg.data.source import Part, Source, identity_of
+from proseg.data.store import Description
+from proseg.errors import ConfigError, DataError
+
+FORMAT = 1
+"""Raise it when the same files and options would give other slices."""
+SLICES_AT_ONCE = 64
+BYTES_AT_ONCE = 2**26
+"""Of 2-D images that are read as one part, as they are kept."""
+LABEL = "images of one's own"
+EACH_ITS_OWN = "each image taken for a patient of its own"
+LICENCE = "not stated"
+
+INT16 = np.iinfo(np.int16)
+HALF_A_PIXEL = 0.5
+"""A mask may lie so far from its image, in its smallest spacing: programs round what they write."""
+
+Fit = Literal["crop", "zoom"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How entries become slices."""
+
+    raters: tuple[str, ...]
+    classes: int
+    size: tuple[int, int] | None
+    fit: Fit
+    dtype: Literal["int16", "float32"]
+    """int16: whole numbers, of which only those beyond the window may be clipped."""
+    normalise: bool
+    """To zero mean and unit variance."""
+    sorted_raters: bool
+
+
+def source(
+    path: Path,
+    *,
+    name: str,
+    size: tuple[int, int] | None,
+    fit: Fit,
+    classes: int,
+    window: tuple[float, float] | None,
+    sorted_raters: bool,
+    label: str | None,
+    licence: str | None,
+) -> Source:
+    """Look at a data set of one's own: every file is found and every image's header read, no pixel.
+
+    Args:
+        path: a manifest (.csv, .parquet), or a folder with images/ and masks/<rater>/.
+        size: (height, width) of the slices; None takes them as they are, which must be alike.
+        fit: what brings an image to that size.
+        classes: of foreground; masks hold the labels 0 to this, or 0 and 255 where it is one.
+        window: intensities that are mapped to -1..1; None normalises each file.
+        sorted_raters: raters are nobody in particular: sort them by area, in each 2-D image or volume, missing last.
+        label: what whoever sees a result must know of the data.
+
+    Raises:
+        ConfigError: an option is not allowed.
+        DataError: naming the file or row, and the rater where it is one.
+    """
+    _check_options(size, classes, window)
+    found = _inventory(path)
+    headers = [_header(entry) for entry in found.entries]
+    unit = _check_alike(found, headers, size)
+    entries = _in_order(found.entries)
+    description = Description(
+        name=name, label=_label(label, found), licence=licence or LICENCE, unit=unit, sorted_raters=sorted_raters,
+        window=window, classes=classes,
+    )  # fmt: skip
+    whole = window is not None and _within_int16(window) and all(header.whole for header in headers)
+    reading = Reading(found.raters, classes, size, fit, "int16" if whole else "float32", window is None, sorted_raters)
+    options = {"own": FORMAT, "description": description.model_dump_json(), "size": size, "fit": fit}
+    return Source(
+        description=description,
+        parts=tuple(_parts(entries, unit, _bytes_of_slice(headers[0], size, len(found.raters)))),
+        read=partial(read, reading=reading),
+        identity=identity_of(found.files, **options),
+        folds=None if found.fold is None else (found.fold,),
+        raters=() if sorted_raters else found.raters,
+        channels=found.channels,
+    )
+
+
+def read(part: Sequence[Entry], *, reading: Reading) -> Part:
+    """The slices of these entries.
+
+    Raises:
+        DataError: naming the file, and for a mask the row or image and the rater.
+    """
+    return Part(tuple(one for entry in part for one in _slices(entry, reading)))
+
+
+# What is known before a pixel is read
+
+
+def _check_options(size: tuple[int, int] | None, classes: int, window: tuple[float, float] | None) -> None:
+    if size is not None and min(size) < 1:
+        raise ConfigError(f"a size of {size[0]} x {size[1]} is not possible: both must be at least 1")
+    if not 1 <= classes <= 255:
+        raise ConfigError(f"{classes} classes are not possible: from 1 to 255")
+    if window is not None and not window[0] < window[1]:
+        raise ConfigError(f"the window {window[0]:g} to {window[1]:g} is empty: its lower end comes first")
+
+
+def _inventory(path: Path) -> Inventory:
+    path = Path(path).absolute()
+    if path.is_dir():
+        found = own_folder.inventory(path)
+    elif path.suffix.lower() in (".csv", ".parquet"):
+        found = own_manifest.inventory(path)
+    else:
+        check_file(path, "own data")
+        raise DataError(f"{path}: expected a manifest (.csv, .parquet), or a folder with images/ and masks/<rater>/")
+    check(found)
+    return found
+
+
+def _header(entry: Entry) -> Header:
+    """Of the image, whose channels may lie in several files."""
+    headers = [images.look(path) for path in entry.images]
+    if len(headers) == 1:
+        return headers[0]
+    for path, header in zip(entry.images, headers, strict=True):
+        if header.channels != 1:
+            raise DataError(f"{entry.where}: {path} has {header.channels} channels; a file of one channel has one")
+        if _shape(header) != _shape(headers[0]):
+            raise DataError(f"{entry.where}: {path} is {_size(header)}, but {entry.images[0]} is {_size(headers[0])}")
+    first = headers[0]
+    whole = all(header.whole for header in headers)
+    return Header(len(headers), first.depth, first.height, first.width, whole)
+
+
+def _check_alike(found: Inventory, headers: Sequence[Header], size: tuple[int, int] | None) -> Kind:
+    """Whether the files are slices or volumes; all of them must be the same, and alike."""
+    unit: Kind = "volume" if any((header.depth or 1) > 1 for header in headers) else "slice"
+    first = headers[0]
+    for entry, header in zip(found.entries, headers, strict=True):
+        path = entry.images[0]
+        if unit == "volume" and header.depth is None:
+            raise DataError(f"{path}: is 2-D, while other images are volumes; prepare them as two data sets")
+        if unit == "volume" and entry.number is not None:
+            raise DataError(f"{entry.where}: {path} is a volume and has a slice number; only 2-D images have one")
+        if header.channels != first.channels:
+            raise DataError(
+                f"{path}: has {header.channels} channels, but {found.entries[0].images[0]} has {first.channels}"
+            )
+        if size is None and (header.height, header.width) != (first.height, first.width):
+            raise DataError(_propose_size(found.entries, headers))
+    if unit == "volume":
+        _check_volumes_once(found.entries)
+    return unit
+
+
+def _propose_size(entries: Sequence[Entry], headers: Sequence[Header]) -> str:
+    sizes = [(header.height, header.width) for header in headers]
+    other = next(i for i, size in enumerate(sizes) if size != sizes[0])
+    height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    return (
+        f"{entries[other].images[0]}: is {_size(headers[other])}, but {entries[0].images[0]} is {_size(headers[0])}; "
+        f"say what all shall have, as in --size {height}x{width}, which cuts nothing off"
+    )
+
+
+def _check_volumes_once(entries: Iterable[Entry]) -> None:
+    first: dict[str, Entry] = {}
+    for entry in entries:
+        other = first.setdefault(entry.volume, entry)
+        if other is not entry:
+            raise DataError(f"{entry.where}: volume {entry.volume!r} stands there a second time, after {other.where}")
+
+
+def _shape(header: Header) -> tuple[int | None, int, int]:
+    return header.depth, header.height, header.width
+
+
+def _size(header: Header) -> str:
+    return " x ".join(str(length) for length in _shape(header) if length is not None)
+
+
+def _in_order(entries: Sequence[Entry]) -> list[Entry]:
+    """The slices of a volume together and ascending; volumes as they came."""
+    volumes: dict[str, list[Entry]] = {}
+    for entry in entries:
+        volumes.setdefault(entry.volume, []).append(entry)
+    return [entry for volume in volumes.values() for entry in _ascending(volume)]
+
+
+def _ascending(volume: Sequence[Entry]) -> Sequence[Entry]:
+    """By their numbers; slices without are numbered as they came."""
+    if len(volume) > 1 and volume[0].number is None:
+        return [replace(entry, number=float(place)) for place, entry in enumerate(volume)]
+    return sorted(volume, key=lambda entry: entry.number or 0.0)
+
+
+def _within_int16(window: tuple[float, float]) -> bool:
+    return INT16.min <= window[0] and window[1] <= INT16.max
+
+
+def _label(label: str | None, found: Inventory) -> str:
+    """Folds that may part one patient's images are what a reader must know of."""
+    label = label or LABEL
+    return label if found.patients_known else f"{label}; {EACH_ITS_OWN}"
+
+
+def _bytes_of_slice(header: Header, size: tuple[int, int] | None, raters: int) -> int:
+    """Of a slice as it is read, before it is brought to its size, or after, whichever is more."""
+    pixels = max(header.height * header.width, size[0] * size[1] if size else 0)
+    return pixels * (4 * header.channels + raters)
+
+
+def _parts(entries: Sequence[Entry], unit: str, size: int) -> Iterator[tuple[Entry, ...]]:
+    count = 1 if unit == "volume" else max(1, min(SLICES_AT_ONCE, BYTES_AT_ONCE // size))
+    for start in range(0, len(entries), count):
+        yield tuple(entries[start : start + count])
+
+
+# What is read
+
+
+def _slices(entry: Entry, reading: Reading) -> Iterator[Slice]:
+    picture = _picture(entry)
+    pixels = _intensities(entry, _with_depth(picture.pixels), reading)
+    masks = _masks(entry, picture, reading)
+    present = np.array([mask is not None for mask in entry.masks])
+    if reading.sorted_raters:
+        masks, present = _by_area(masks, present)
+    spacing = picture.spacing or (1.0, 1.0, 1.0)
+    if reading.size is not None:
+        pixels, masks, spacing = _framed(pixels, masks, spacing, reading)
+    for index in range(pixels.shape[1]):
+        yield Slice(
+            image=np.ascontiguousarray(pixels[:, index]),
+            annotations=np.ascontiguousarray(masks[:, index]),
+            rater_mask=present,
+            patient=entry.patient,
+            volume=entry.volume,
+            z=(index if entry.number is None else entry.number) * spacing[0],
+            spacing=spacing,
+        )
+
+
+def _picture(entry: Entry) -> Picture:
+    """The image, its channels put together."""
+    pictures = [images.read(path) for path in entry.images]
+    first = pictures[0]
+    for path, other in zip(entry.images, pictures, strict=True):
+        if other.pixels.shape != first.pixels.shape:
+            raise DataError(f"{entry.where}: {path} has another shape than {entry.images[0]}")
+        _check_place(f"{entry.where}: {path}", first, other, str(entry.images[0]))
+    if len(pictures) == 1:
+        return first
+    pixels = np.concatenate([picture.pixels for picture in pictures])
+    return Picture(pixels, first.spacing, first.kind, first.grid)
+
+
+def _with_depth(pixels: np.ndarray) -> np.ndarray:
+    """[C, D, H, W]"""
+    return pixels if pixels.ndim == 4 else pixels[:, None]
+
+
+def _intensities(entry: Entry, pixels: np.ndarray, reading: Reading) -> np.ndarray:
+    """As they are kept: int16, or float32."""
+    if reading.dtype == "int16":
+        return pixels.clip(INT16.min, INT16.max).astype(np.int16)
+    with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, which is reported below
+        image = pixels.astype(np.float32)
+    if not np.isfinite(image).all():
+        raise DataError(f"{entry.images[0]}: has intensities that are too large for 32 bits")
+    return _standardised(image) if reading.normalise else image
+
+
+def _standardised(image: np.ndarray) -> np.ndarray:
+    """Each channel of zero mean and unit variance; a channel of one value becomes zero."""
+    axes = (1, 2, 3)
+    image = image - image.mean(axes, np.float64, keepdims=True).astype(np.float32)
+    deviation = image.std(axes, np.float64, keepdims=True).astype(np.float32)
+    return image / np.where(deviation > 0, deviation, 1)
+
+
+def _masks(entry: Entry, picture: Picture, reading: Reading) -> np.ndarray:
+    """[R, D, H, W] bool, or uint8 labels; zeros where a rater is missing."""
+    shape = _with_depth(picture.pixels).shape[1:]
+    masks = np.zeros((len(entry.masks), *shape), bool if reading.classes == 1 else np.uint8)
+    for place, path in enumerate(entry.masks):
+        if path is not None:
+            where = f"{path}: the mask of rater {reading.raters[place]!r} in {entry.where}"
+            masks[place] = _labels(where, _mask_of(where, path, picture, entry), reading.classes)
+    return masks
+
+
+def _mask_of(where: str, path: Path, picture: Picture, entry: Entry) -> np.ndarray:
+    """[D, H, W], as the file has it, at the place of its image."""
+    mask = images.read(path)
+    image = entry.images[0]
+    if len(mask.pixels) != 1:
+        raise DataError(f"{where} has {len(mask.pixels)} channels; a mask has one")
+    if _with_depth(mask.pixels).shape[1:] != _with_depth(picture.pixels).shape[1:]:
+        raise DataError(f"{where} has the shape {mask.pixels.shape[1:]}, but {image} has {picture.pixels.shape[1:]}")
+    _check_place(where, picture, mask, str(image))
+    return _with_depth(mask.pixels)[0]
+
+
+def _check_place(where: str, image: Picture, other: Picture, name: str) -> None:
+    """That both lie at the same place in space, or neither says where it lies."""
+    if (image.grid is None) != (other.grid is None):
+        silent = name if image.grid is None else "it"
+        raise DataError(
+            f"{where} cannot be laid on {name}, as {silent} does not say where in space it lies; use files of one type"
+        )
+    if image.grid is None or other.grid is None:
+        return
+    depth, height, width = _with_depth(image.pixels).shape[1:]
+    corners = np.array([(z, y, x, 1) for z in (0, depth) for y in (0, height) for x in (0, width)]).T
+    apart = np.linalg.norm((image.grid - other.grid)[:3] @ corners, axis=0).max()
+    if apart > HALF_A_PIXEL * min(np.linalg.norm(image.grid[:3, :3], axis=0)):
+        raise DataError(f"{where} lies up to {apart:.3g} mm away from {name}, by what both files say")
+
+
+def _labels(where: str, mask: np.ndarray, classes: int) -> np.ndarray:
+    """[D, H, W] bool or uint8, checked."""
+    if not _are_labels(mask, classes):
+        allowed = "0 and 1, or 0 and 255" if classes == 1 else f"0 to {classes}"
+        wrong = mask[~np.isin(mask, np.arange(classes + 1))]
+        raise DataError(f"{where} has {wrong.size} pixels other than {allowed}, the first is {wrong[0]}")
+    return mask != 0 if classes == 1 else mask.astype(np.uint8)
+
+
+def _are_labels(mask: np.ndarray, classes: int) -> bool:
+    if mask.dtype.kind in "iub" and mask.min() >= 0 and mask.max() <= classes:  # by far the fastest
+        return True
+    binary = classes == 1 and np.isin(mask, (0, 255)).all()
+    return bool(binary or np.isin(mask, np.arange(classes + 1)).all())
+
+
+def _by_area(masks: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """By ascending area, ties in the given order, missing raters last."""
+    area = np.count_nonzero(masks, axis=(1, 2, 3))
+    order = np.lexsort((area, ~present))
+    return masks[order], present[order]
+
+
+def _framed(
+    pixels: np.ndarray, masks: np.ndarray, spacing: tuple[float, float, float], reading: Reading
+) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
+    assert reading.size is not None
+    shape = pixels.shape[-2], pixels.shape[-1]
+    if shape == reading.size:
+        return pixels, masks, spacing
+    if reading.fit == "crop":
+        least = pixels.min((1, 2, 3), keepdims=True)
+        return frame.crop_or_pad(pixels, *reading.size, least), frame.crop_or_pad(masks, *reading.size), spacing
+    zoomed = frame.zoom_linear(pixels, *reading.size)
+    zoomed = np.rint(zoomed).astype(np.int16) if reading.dtype == "int16" else zoomed
+    return zoomed, frame.zoom_nearest(masks, *reading.size), frame.zoomed_spacing(spacing, shape, *reading.size)
