@@ -244,6 +244,7 @@ def rater_matrix(distances: Mapping[str, np.ndarray], *, counts: str = "", label
 
     Args:
         distances: [R, R] in [0, 1], NaN where two raters never annotated the same case.
+            The colours of all panels run from 0 to the largest number.
         counts: what the means were taken over, for the title.
 
     Raises:
@@ -258,16 +259,18 @@ def rater_matrix(distances: Mapping[str, np.ndarray], *, counts: str = "", label
             raise DataError(f"distances {name!r} are {_times(values.shape)}, where {raters} x {raters} is wanted")
         if np.nanmin(values, initial=0) < 0 or np.nanmax(values, initial=0) > 1:
             raise DataError(f"distances {name!r} must lie between 0 and 1")
-    side = max(2.3, 0.48 * raters + 0.5)
-    figure = Figure(figsize=(max(5.0, side * len(found) + 0.9), side + 1.3), dpi=130, layout="constrained")
+    top = max(float(np.nanmax(values, initial=0)) for values in found.values())
+    top = max(math.ceil(10 * top) / 10, 0.1)
+    side = max(2.3 if len(found) > 1 else 3.6, 0.48 * raters + 0.5)
+    figure = Figure(figsize=(max(5.4, side * len(found) + 0.9), side + 1.3), dpi=130, layout="constrained")
     axes = figure.subplots(1, len(found), squeeze=False)[0]
-    drawn = [_cells(axis, values) for axis, values in zip(axes, found.values(), strict=True)]
+    drawn = [_cells(axis, values, top) for axis, values in zip(axes, found.values(), strict=True)]
     for axis, name in zip(axes, found, strict=True):
         axis.set_title(textwrap.fill(name, int(11 * side)), fontsize=NORMAL)
     bar = figure.colorbar(drawn[0], ax=axes, shrink=0.9)
-    bar.set_label("distance, 1 \N{MINUS SIGN} IoU", fontsize=NORMAL)
+    bar.set_label("distance between two raters, 1 \N{MINUS SIGN} IoU", fontsize=NORMAL)
     bar.ax.tick_params(labelsize=SMALL)
-    _title(figure, "Mean distance between two raters", label, counts)
+    _title(figure, "Mean distance", label, counts)
     return figure
 
 
@@ -613,13 +616,13 @@ def _violins(axis: Axes, values: Mapping[str, np.ndarray], gold: str, *, numbers
             axis.text(place, 1.01, f"{mean:.3f}", ha="center", va="bottom", fontsize=SMALL)
 
 
-def _cells(axis: Axes, values: np.ndarray) -> AxesImage:
-    """A square a number; what is not known is left grey."""
+def _cells(axis: Axes, values: np.ndarray, top: float) -> AxesImage:
+    """A square a number, coloured from 0 to `top`; what is not known is left grey."""
     raters = len(values)
-    drawn = axis.imshow(values, cmap="cividis", vmin=0, vmax=1)
+    drawn = axis.imshow(values, cmap="cividis", vmin=0, vmax=top)
     axis.set_facecolor("#dddddd")
     for a, b in np.argwhere(~np.isnan(values)).tolist():
-        ink = _ink(to_hex(colormaps["cividis"](values[a, b])))
+        ink = _ink(to_hex(colormaps["cividis"](values[a, b] / top)))
         axis.text(b, a, f"{values[a, b]:.3f}".lstrip("0") if a != b else "0", color=ink, ha="center", va="center",
                   fontsize=SMALL)  # fmt: skip
     names = [f"A{rater + 1}" for rater in range(raters)]

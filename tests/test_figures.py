@@ -326,7 +326,7 @@ def test_the_distances_of_what_is_no_mask():
 def test_the_matrix_of_raters_holds_the_numbers_it_was_given():
     given = matrix(4)
     given[1, 3] = np.nan
-    (first, second), *_ = (rater_matrix({"ours": given, "published": given / 2}).axes[:2],)
+    first, second, _ = rater_matrix({"ours": given, "published": given / 2}).axes
     assert (first.get_title(), second.get_title()) == ("ours", "published")
     for axis, values in ((first, given), (second, given / 2)):
         written = {text.get_position(): text.get_text() for text in axis.texts}
@@ -334,8 +334,13 @@ def test_the_matrix_of_raters_holds_the_numbers_it_was_given():
         assert written[2, 0] == f"{values[0, 2]:.3f}".lstrip("0")
         assert written[0, 0] == "0"
         np.testing.assert_array_equal(axis.images[0].get_array().filled(np.nan), values)
-        assert axis.images[0].get_clim() == (0, 1)
+        assert axis.images[0].get_clim() == (0, 1), "one scale for all panels"
     assert [label.get_text() for label in first.get_xticklabels()] == ["A1", "A2", "A3", "A4"]
+
+
+def test_the_colours_of_a_matrix_run_to_its_largest_number():
+    assert rater_matrix({"a": matrix(2) * 0.4}).axes[0].images[0].get_clim() == (0, 0.3)
+    assert rater_matrix({"alike": np.zeros((2, 2))}).axes[0].images[0].get_clim() == (0, 0.1)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ from proseg.data.case import Slice
 from proseg.data.folds import Fold
 from proseg.data.lidc_contours import load_nodules, rank_by_area
 from proseg.data.quality import Quality, distances, highlights, kept, measure, overlaps, report
-from proseg.data.store import Description, Store, write
+from proseg.data.quality_page import page
+from proseg.data.source import Skipped
+from proseg.data.store import Description, Manifest, Store, write
 from proseg.data.suspicions import EXAMPLES, Suspicion
 
 SIDE = 20
@@ -239,6 +241,8 @@ COPIED = a_slice("p3", 2.0).image
          "p0-v at z = 0: A3"),
         ({"annotations": squares(6, 7, 8, corner=0)}, "masks that reach the border of the image", 3, 24,
          "p0-v at z = 0: A1, A2, A3"),
+        ({"annotations": np.stack([*squares(6, 7), *squares(5, corner=13)])},
+         "masks that have no pixel in common with another rater's", 1, 24, "p0-v at z = 0: A3"),
         ({"annotations": squares(6, 7, 6)}, "images in which two raters are identical", 1, 8, "p0-v at z = 0: A1 = A3"),
         ({"annotations": squares(0, 7, 8)}, "empty masks where the others' are large", 1, 1, "p0-v at z = 0: A1"),
         ({"annotations": squares(1, 4, 5)}, "images whose largest mask is more than 20 times the smallest", 1, 8,
@@ -267,7 +271,9 @@ def test_what_is_odd_is_named_and_counted(
     one = found.pop(what)
     assert (one.count, one.of) == (count, of)
     assert one.examples[0].startswith(example)
-    allowed = {"images that stand under several patients, on two sides of a split"} if "several patients" in what else {}
+    allowed = (
+        {"images that stand under several patients, on two sides of a split"} if "several patients" in what else {}
+    )
     assert set(found) <= set(allowed)
 
 
@@ -279,11 +285,12 @@ def test_what_is_odd_is_named_and_counted(
         {"annotations": squares(0, 3, 4)},
         {"annotations": squares(2, 4, 8)},
         {"annotations": squares(0, 0, 0)},
+        {"annotations": squares(0, 0, 3)},
         {"image": beyond(0.005, -3024)},
         {"image": beyond(0.05, -1600)},
         {"spacing": (2.01, 0.5, 0.5)},
     ],
-    ids=["most empty", "missing", "small", "ratio 16", "all empty", "few pixels", "air", "rounding"],
+    ids=["most empty", "missing", "small", "ratio 16", "all empty", "one alone", "few pixels", "air", "rounding"],
 )
 def test_what_is_usual_is_not_odd(tmp_path: Path, changes: dict[str, Any]):
     found = suspicious(made(tmp_path, four(**changes)))
@@ -426,9 +433,13 @@ def test_a_report_says_what_the_data_are(written: Path, tiny_store: Store):
 def test_a_report_gives_the_numbers_of_the_measurement(written: Path, tiny_store: Store):
     found, text = measure(tiny_store), (written / "report.md").read_text()
     raters = rows_of(text, "Raters")[2:]
-    assert [row[0] for row in raters] == ["A1", "A2", "A3", "A4"]
-    assert [int(row[1]) for row in raters] == found.present.sum(0).tolist()
-    assert float(raters[0][3].split()[0]) == pytest.approx(found.areas[found.present[:, 0], 0].mean(), abs=0.5)
+    assert [row[0] for row in raters[:4]] == ["**A1**", "**A2**", "**A3**", "**A4**"]
+    assert [int(row[1]) for row in raters[:4]] == found.present.sum(0).tolist()
+    area, present = found.areas[:, 0, 0], found.present[:, 0]
+    assert float(raters[0][3]) == pytest.approx(area[present].mean(), abs=0.5)
+    pixel = found.spacing[:, 1] * found.spacing[:, 2]
+    in_mm = raters[raters.index(rows_of(text, "Raters")[0]) + 2]
+    assert float(in_mm[3]) == pytest.approx((area * pixel)[present].mean(), abs=0.5)
     assert f"**d_aa {found.distances[-1].d_aa:.4f}**" in text
     assert f"{found.distances[-1].mean[0, 1]:.3f}" in rows_of(text, "Distance between raters")[2]
     splits = rows_of(text, "Splits")[2:]
@@ -445,6 +456,28 @@ def test_a_report_lists_what_is_suspicious(tmp_path: Path):
     assert part.count("- p") == EXAMPLES
     assert "- ...\n" in part
     assert f"- suspicious: images in which two raters are identical: {3 * EXAMPLES} of {3 * EXAMPLES}" in text
+
+
+class Later(Manifest):
+    """What `data prepare` writes besides."""
+
+    skipped: tuple[Skipped, ...] = ()
+    rater_names: tuple[str, ...] = ()
+    channel_names: tuple[str, ...] = ()
+
+
+def test_a_report_tells_the_names_and_what_was_left_out(tmp_path: Path):
+    found = measure(made(tmp_path, four()))
+    skipped = tuple(Skipped(f"slice {number}.dcm", "it is damaged") for number in range(60))
+    names = {"rater_names": ("anna", "bert", "carl"), "channel_names": ("ct",)}
+    text = page(replace(found, manifest=Later(**found.manifest.model_dump(), skipped=skipped, **names)), set())
+    facts = dict(row for row in rows_of(text, "What it is") if len(row) == 2)
+    assert (facts["their names"], facts["channels"]) == ("A1 anna, A2 bert, A3 carl", "1 (ct)")
+    left_out = rows_of(text, "Left out")[2:]
+    assert left_out[0] == ["slice 0.dcm", "it is damaged"]
+    assert len(left_out) == 50
+    assert "60 left out. The first 50:" in text
+    assert "Left out" not in page(found, set())
 
 
 def test_names_cannot_break_a_table(tmp_path: Path):
@@ -471,13 +504,12 @@ def test_a_report_of_a_volume_set_with_several_classes(tmp_path: Path):
     text = report(made(tmp_path, slices, unit="volume", classes=2), tmp_path / "out").read_text()
     raters = rows_of(text, "Raters")
     assert raters[0][:2] == ["rater", "class"]
-    assert [row[:2] for row in raters[2:]] == [[f"A{r}", str(k)] for k in (1, 2) for r in (1, 2, 3)]
+    assert [row[:2] for row in raters[2:8]] == [[f"**A{r}**", str(k)] for k in (1, 2) for r in (1, 2, 3)]
+    assert "By slice, none with two empty masks, 8 with" in text
     assert "By volume, two empty masks 0 apart, 4 with two raters or more" in text
 
 
-def test_a_report_that_was_not_finished_has_no_page(
-    tmp_path: Path, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_report_that_was_not_finished_has_no_page(tmp_path: Path, tiny_store: Store, monkeypatch: pytest.MonkeyPatch):
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device", str(tmp_path))
 
@@ -525,8 +557,9 @@ def test_a_report_that_failed_is_made_anew(tmp_path: Path, tiny_store: Store, mo
         (folder / "half.png").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(quality, "report", broken)
-        kept(tiny_store, tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            kept(tiny_store, tmp_path)
     assert [path for path in (tmp_path / "quality").iterdir() if path.is_dir()] == []
     assert (kept(tiny_store, tmp_path) / "report.md").is_file()

@@ -128,7 +128,7 @@ def highlights(quality: Quality) -> list[str]:
              if own.cases else "no two raters annotated the same case")  # fmt: skip
     lines = [
         f"{m.name}: {m.label}. {m.slices} slices, {m.volumes} volumes, {m.patients} patients, {m.raters} raters",
-        f"{apart}; {empty:.1%} of the masks are empty",
+        f"{apart}; " + (f"{empty:.1%} of the masks are empty" if empty else "no mask is empty"),
         *(f"suspicious: {one.summary}" for one in quality.suspicions),
     ]
     return lines if quality.suspicions else [*lines, "nothing suspicious was found"]
@@ -178,7 +178,10 @@ def _of_masks(labels: np.ndarray, both: np.ndarray) -> dict[str, np.ndarray]:
     border = np.zeros(labels.shape[:2], bool)
     for edge in (labels[..., 0, :], labels[..., -1, :], labels[..., 0], labels[..., -1]):
         border |= edge.any(-1)
-    return {"areas": areas.swapaxes(1, 2).copy(), "same": same.all(1), "border": border}
+    shared, area = both.sum(1), areas.sum(1)  # [n, R, R], [n, R]
+    others = shared.sum(2) - area
+    apart = (area > 0) & (area.sum(1, keepdims=True) > area) & (others == 0)
+    return {"areas": areas.swapaxes(1, 2).copy(), "same": same.all(1), "border": border, "apart": apart}
 
 
 class _Sums:

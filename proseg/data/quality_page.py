@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,16 +33,26 @@ def write_page(quality: Quality, store: Store, folder: Path) -> Path:
 def _figures(quality: Quality, store: Store) -> dict[str, Figure]:
     """The pictures by file name; where nobody drew anything there is nothing to show."""
     m = quality.manifest
-    label = f"{m.name}: {m.label}"
+    label = f"{m.name}, {m.label}"
+    kind = "raters are ranks, sorted by area" if m.sorted_raters else "raters as they are, not sorted"
     figures = {}
     if quality.areas.any():
         figures[SAMPLES] = contact_sheet(store, SAMPLE_SLICES)
     if m.raters > 1:
-        named = {f"by {each.case}": each.mean for each in quality.distances}
-        figures[DISTANCES] = rater_matrix(named, counts=f"{_rows(m)}, {_order(m)}", label=label)
+        named = {f"by {each.case}": each.mean for each in _shown(quality)}
+        counts = f"{m.slices} slices, {m.patients} patients; {kind}"
+        figures[DISTANCES] = rater_matrix(named, counts=counts, label=label)
     if len(quality.drawn) and m.raters > 1:
-        figures[RANKS] = area_ranks({_order(m): quality.drawn}, unit="slices", label=label)
+        figures[RANKS] = area_ranks({kind: quality.drawn}, unit="slices", label=label)
     return figures
+
+
+def _shown(quality: Quality) -> tuple[Distances, ...]:
+    """The conventions where they differ, which they do where two masks of a slice are both empty."""
+    published, ours, *volume = quality.distances
+    if np.array_equal(published.mean, ours.mean, equal_nan=True):
+        return replace(ours, case="slice, none with two empty masks"), *volume
+    return quality.distances
 
 
 def page(quality: Quality, pictures: set[str]) -> str:
@@ -75,12 +86,13 @@ def _facts(quality: Quality) -> str:
     m = quality.manifest
     sides = zip("zyx", quality.spacing.T, strict=True)
     there = quality.present.sum(1)
-    annotated = ", ".join(f"{n} in {(there == n).sum()} slices" for n in np.unique(there)[::-1])
+    annotated = ", ".join(f"{n} in {_count((there == n).sum(), 'slice')}" for n in np.unique(there)[::-1])
     window = f"{m.window[0]:g} to {m.window[1]:g}" if m.window else "none: the intensities came normalised"
     rows = [
         ("label", m.label), ("licence", m.licence), ("slices", m.slices), ("volumes", m.volumes),
-        ("patients", m.patients), ("a case of the evaluation is", f"a {m.unit}"), ("raters", f"{m.raters}, {_order(m)}"),
-        ("raters who annotated", annotated), ("image", f"{m.height} x {m.width} pixels, {m.dtype}"),
+        ("patients", m.patients), ("a case of the evaluation is", f"a {m.unit}"),
+        ("raters", f"{m.raters}, {_order(m)}"), ("raters who annotated", annotated),
+        ("image", f"{m.height} x {m.width} pixels, {m.dtype}"),
         ("channels", _named(m.channels, _more(m, "channel_names"))), ("classes", m.classes), ("window", window),
         ("spacing, mm", ", ".join(f"{axis} {_range(values)}" for axis, values in sides)),
         ("fingerprint", f"`{m.fingerprint}`"),
@@ -88,15 +100,12 @@ def _facts(quality: Quality) -> str:
     names = _more(m, "rater_names")
     if names:
         rows.insert(7, ("their names", ", ".join(f"A{place + 1} {name}" for place, name in enumerate(names))))
-    return _table(("", ""), rows)
-
-
-def _rows(m: Manifest) -> str:
-    return f"{m.slices} slices, {m.patients} patients, {m.raters} raters"
+    return _table(("what", "value"), rows)
 
 
 def _order(m: Manifest) -> str:
-    return "ranks, not people: sorted by area in every image" if m.sorted_raters else "people, in the data set's order"
+    return ("ranks, not people: sorted by area in every image" if m.sorted_raters
+            else "not sorted: A1 is the same rater everywhere")  # fmt: skip
 
 
 def _named(count: int, names: Sequence[object]) -> str:
@@ -117,27 +126,38 @@ def _more(m: Manifest, name: str) -> Sequence[object]:
 
 
 def _areas(quality: Quality) -> str:
-    """Areas in pixels and in mm2, of every rater and class."""
+    m = quality.manifest
     square = quality.spacing[:, 1] * quality.spacing[:, 2]
-    rows = []
-    for k in range(quality.manifest.classes):
+    units = {"pixels": np.ones(m.slices), "mm²": square}
+    tables = (
+        _line(f"Areas in {unit} ({m.label}):") + "\n\n" + _areas_in(quality, size) for unit, size in units.items()
+    )
+    return "\n\n".join(["Means and percentiles are those of masks that are not empty.", *tables])
+
+
+def _areas_in(quality: Quality, size: np.ndarray) -> str:
+    """A row for each rater and class.
+
+    Args:
+        size: [N] of a pixel.
+    """
+    classes, rows = quality.manifest.classes, []
+    for k in range(classes):
         for rater, name in enumerate(quality.raters):
             there, area = quality.present[:, rater], quality.areas[:, rater, k]
             drawn = there & (area > 0)
-            cells = [_areas_of(area[drawn]), _areas_of((area * square)[drawn])]
-            rows.append((name, k + 1, int(there.sum()), int((there & ~drawn).sum()), *cells))
-    if quality.manifest.classes == 1:
-        rows = [(name, *rest) for name, _, *rest in rows]
-    shares = "/".join(map(str, PERCENTILES))
-    head = ["rater", *(["class"] if quality.manifest.classes > 1 else []), "annotated slices", "empty masks",
-            f"area, px: mean ({shares} %)", f"area, mm²: mean ({shares} %)"]  # fmt: skip
-    return _table(head, rows) + "\n\nAreas are those of masks that are not empty."
+            counts = (there.sum(), (there & ~drawn).sum())
+            rows.append((f"**{name}**", *([k + 1] if classes > 1 else []), *counts, *_spread((area * size)[drawn])))
+    spread = ("mean", *(f"{share} %" for share in PERCENTILES))
+    head = ("rater", *(["class"] if classes > 1 else []), "annotated slices", "empty masks", *spread)
+    return _table(head, rows)
 
 
-def _areas_of(values: np.ndarray) -> str:
+def _spread(values: np.ndarray) -> list[str]:
     if not len(values):
-        return ""
-    return f"{values.mean():.0f} ({' '.join(f'{value:.0f}' for value in np.percentile(values, PERCENTILES))})"
+        return [""] * (1 + len(PERCENTILES))
+    numbers = (values.mean(), *np.percentile(values, PERCENTILES))
+    return [f"{number:.0f}" if number >= 100 else f"{number:.3g}" for number in numbers]
 
 
 def _distances(quality: Quality, pictures: set[str]) -> str:
@@ -145,7 +165,7 @@ def _distances(quality: Quality, pictures: set[str]) -> str:
         "1 - IoU of two raters, mean over the cases that both annotated; with several classes the mean over them. "
         "Where two empty masks lie 1 apart, as in the published code, the numbers are partly a count of empty slices.",
         _picture(DISTANCES, pictures),
-        *(_matrix(each, quality) for each in quality.distances),
+        *(_matrix(each, quality) for each in _shown(quality)),
         "d_aa (eq. 20) is the mean over all ordered pairs of raters, each with himself included, which lies 0 apart; "
         "the last table is that of the evaluation.",
     ]
@@ -170,14 +190,15 @@ def _ranks(quality: Quality, pictures: set[str]) -> str:
     m, drawn = quality.manifest, quality.drawn
     if not len(drawn):
         return "Nobody drew anything."
-    said = ("They are sorted, so that each holds his own rank but for ties, which are shared, and slices in which a "
-            "rater is missing." if m.sorted_raters else "Ties are shared.")  # fmt: skip
+    said = ("They are sorted: each holds his own rank, but for ties, which are shared." if m.sorted_raters
+            else "An empty mask is the smallest; ties are shared.")  # fmt: skip
     rows = [
         (f"**{name}**", *("" if np.isnan(share) else f"{share:.1%}" for share in shares))
         for name, shares in zip(quality.raters, rank_shares(drawn), strict=True)
     ]
     head = ("", *(f"rank {rank + 1}" for rank in range(m.raters)))
-    text = f"How often each rater draws the smallest (rank 1) to the largest mask, in {len(drawn)} slices that somebody outlined. {said}"
+    text = (f"How often each rater draws the smallest (rank 1) to the largest mask, in {_count(len(drawn), 'slice')} "
+            f"that somebody outlined. {said}")  # fmt: skip
     return "\n\n".join(filter(None, [text, _picture(RANKS, pictures), _table(head, rows)]))
 
 
@@ -221,6 +242,10 @@ SKIPPED_SHOWN = 50
 
 def _picture(name: str, pictures: set[str]) -> str:
     return f"![{name.removesuffix('.png')}]({name})" if name in pictures else ""
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

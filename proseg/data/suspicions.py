@@ -59,6 +59,8 @@ class Facts:
     """[N, R, R] bool: the masks of the two are identical."""
     border: np.ndarray
     """[N, R] bool: the mask reaches the border of the image."""
+    apart: np.ndarray
+    """[N, R] bool: the mask has no pixel in common with any other, though others are not empty."""
     constant: np.ndarray
     """[N] bool: all pixels of a channel are equal."""
     beyond: np.ndarray
@@ -104,9 +106,11 @@ def _duplicates(facts: Facts) -> Iterator[Suspicion]:
         "a leak: what is learned in training is asked again in validation or test",
     )  # fmt: skip
     yield _suspicion("images that stand under several patients", len(across), images,
-                     (_rows(facts, rows) for rows in across), "one person under two names, or a file that was copied")  # fmt: skip
+                     (_rows(facts, rows) for rows in across),
+                     "one person under two names, or a file that was copied")  # fmt: skip
     yield _suspicion("images that stand several times under one patient", len(within), images,
-                     (_rows(facts, rows) for rows in within), "they count as often as they stand there")  # fmt: skip
+                     (_rows(facts, rows) for rows in within),
+                     "they count as often as they stand there")  # fmt: skip
 
 
 def _alike(digest: np.ndarray) -> list[np.ndarray]:
@@ -131,10 +135,9 @@ def _sides(facts: Facts, rows: np.ndarray) -> str:
 
 def _intensities(facts: Facts) -> Iterator[Suspicion]:
     m = facts.store.manifest
-    constant, beyond = np.flatnonzero(facts.constant), np.flatnonzero(facts.beyond > BEYOND)
-    names = map(facts.name, constant)
-    yield _suspicion("images with a channel in which all pixels are equal", len(constant), m.slices, names,
-                     "there is nothing to learn from it")  # fmt: skip
+    constant, beyond = np.flatnonzero(facts.constant).tolist(), np.flatnonzero(facts.beyond > BEYOND).tolist()
+    yield _suspicion("images with a channel in which all pixels are equal", len(constant), m.slices,
+                     map(facts.name, constant), "there is nothing to learn from it")  # fmt: skip
     window = f"the window {m.window[0]:g} to {m.window[1]:g}" if m.window else "what is usual of normalised intensities"
     yield _suspicion(
         f"images of which more than {BEYOND:.0%} lies far outside of {window}", len(beyond), m.slices,
@@ -146,7 +149,7 @@ def _intensities(facts: Facts) -> Iterator[Suspicion]:
 # Masks
 
 
-def _extents(facts: Facts) -> Iterator[Suspicion]:
+def _places(facts: Facts) -> Iterator[Suspicion]:
     m, masks = facts.store.manifest, int((facts.foreground > 0).sum())
     whole = facts.foreground == m.height * m.width
     border = facts.border & facts.present & ~whole
@@ -154,6 +157,8 @@ def _extents(facts: Facts) -> Iterator[Suspicion]:
                      "an inverted mask, or one that was read as another class")  # fmt: skip
     yield _suspicion("masks that reach the border of the image", int(border.sum()), masks, _masks(facts, border),
                      "what lies beyond is cut off")  # fmt: skip
+    yield _suspicion("masks that have no pixel in common with another rater's", int(facts.apart.sum()), masks,
+                     _masks(facts, facts.apart), "another image's mask, or one that was shifted")  # fmt: skip
 
 
 def _empty(facts: Facts) -> Iterator[Suspicion]:
@@ -167,7 +172,7 @@ def _empty(facts: Facts) -> Iterator[Suspicion]:
         rows = np.flatnonzero(facts.present[:, rater] & ~drawn[:, rater] & ~np.isnan(others).all(1))
         odd[rows, rater] = np.nanmedian(others[rows], axis=1) >= large
     yield _suspicion("empty masks where the others' are large", int(odd.sum()), int((facts.present & ~drawn).sum()),
-                     _masks(facts, odd), "a rater who did not look at this slice, or a file that was not read")  # fmt: skip
+                     _masks(facts, odd), "a rater who did not look there, or a file that was not read")  # fmt: skip
 
 
 def _ratios(facts: Facts) -> Iterator[Suspicion]:
@@ -176,7 +181,8 @@ def _ratios(facts: Facts) -> Iterator[Suspicion]:
     smallest = np.where(drawn, facts.foreground, np.iinfo(np.int64).max)[several].min(1)
     ratio = facts.foreground[several].max(1) / smallest
     odd = ratio > AREA_RATIO
-    texts = (f"{facts.name(row)}: {times:.0f} times" for row, times in zip(several[odd], ratio[odd], strict=True))
+    found = zip(several[odd].tolist(), ratio[odd].tolist(), strict=True)
+    texts = (f"{facts.name(row)}: {times:.0f} times" for row, times in found)
     yield _suspicion(f"images whose largest mask is more than {AREA_RATIO:g} times the smallest", int(odd.sum()),
                      len(several), texts, "a stray click, or two things under one name")  # fmt: skip
 
@@ -193,14 +199,15 @@ def _twins(facts: Facts) -> Iterator[Suspicion]:
                      (f"A{a + 1} and A{b + 1}, in {compared[:, a, b].sum()} images" for a, b in everywhere),
                      "one person's masks under two names")  # fmt: skip
     upper = np.triu(np.ones((raters, raters), bool), 1)
-    images = np.flatnonzero((alike & upper).any((1, 2)))
+    images = np.flatnonzero((alike & upper).any((1, 2))).tolist()
+    several = int((compared & upper).any((1, 2)).sum())
 
     def text(row: int) -> str:
         found = zip(*np.nonzero(alike[row] & upper), strict=True)
         return f"{facts.name(row)}: " + ", ".join(f"A{a + 1} = A{b + 1}" for a, b in found)
 
-    yield _suspicion("images in which two raters are identical", len(images), int((compared & upper).any((1, 2)).sum()),
-                     map(text, images), "a mask that was copied, or corrected by one and kept by the other")  # fmt: skip
+    yield _suspicion("images in which two raters are identical", len(images), several, map(text, images),
+                     "a mask that was copied, or corrected by one and kept by the other")  # fmt: skip
 
 
 def _silent(facts: Facts) -> Iterator[Suspicion]:
@@ -217,7 +224,7 @@ def _silent(facts: Facts) -> Iterator[Suspicion]:
 
 def _spacings(facts: Facts) -> Iterator[Suspicion]:
     spacing, volumes = facts.spacing, facts.volumes
-    good = (np.isfinite(spacing) & (spacing > 0)).all(1)
+    good = np.all(np.isfinite(spacing) & (spacing > 0), axis=1)
     bad = [rows for rows in volumes if not good[rows].all()]
     yield _suspicion("volumes with a spacing that is not positive", len(bad), len(volumes), _spaced(facts, bad),
                      "every length and area in mm is wrong")  # fmt: skip
@@ -262,7 +269,7 @@ def _apart(step: np.floating, spacing: np.floating) -> bool:
 
 
 LOOKS: tuple[Callable[[Facts], Iterator[Suspicion]], ...] = (
-    _duplicates, _silent, _extents, _empty, _ratios, _twins, _intensities, _spacings, _steps,
+    _duplicates, _silent, _places, _empty, _ratios, _twins, _intensities, _spacings, _steps,
 )  # fmt: skip
 """The gravest first."""
 
@@ -280,7 +287,7 @@ def _rows(facts: Facts, rows: np.ndarray) -> str:
 
 def _masks(facts: Facts, odd: np.ndarray) -> Iterator[str]:
     """Of [N, R] bool, a slice a time, with the raters in it."""
-    for row in np.flatnonzero(odd.any(1)):
+    for row in np.flatnonzero(odd.any(1)).tolist():
         yield f"{facts.name(row)}: " + ", ".join(f"A{rater + 1}" for rater in np.flatnonzero(odd[row]))
 
 
