@@ -145,31 +145,61 @@ def data_list(as_json: Json = False) -> None:
 @data_app.command("show")
 def data_show(
     name: Annotated[str, typer.Argument(help="A data set or a folder.")],
-    out: Annotated[Path, typer.Option(metavar="FILE.png", help="Where the picture goes.")],
-    count: Annotated[int, typer.Option(min=1, max=200, help="Slices shown.")] = 24,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="Where the report goes; a .png, .svg, .pdf or .jpg: the samples alone."),
+    ],
+    count: Annotated[int, typer.Option(min=1, max=200, help="Slices shown, in a picture alone.")] = 24,
+    force: Annotated[bool, typer.Option("--force", help="Replace what this command wrote there.")] = False,
 ) -> None:
-    """Draw a contact sheet: images with the outlines of their raters."""
+    """Report on a data set: samples with their raters' outlines, how far the raters agree, what is suspicious."""
     with user_errors():
         from orchestrator.workspace import workspace
         from proseg.data.catalog import open_data
-        from proseg.errors import DataError
-        from proseg.figures import contact_sheet
-        from proseg.records import write_atomically
 
-        if out.exists() and not force:
-            raise DataError(f"--out {out} exists; choose another file, or add --force to replace it")
-        if not out.resolve().parent.is_dir():
-            raise DataError(f"--out {out}: the folder {out.resolve().parent} does not exist")
-        if out.suffix.lower() not in PICTURES:
-            raise DataError(f"--out {out} must end in one of {', '.join(PICTURES)}")
+        picture = out.suffix.lower() in PICTURES and not out.is_dir()
+        _check_place(out, picture=picture, force=force)
         store = open_data(name, workspace(), jobs=os.cpu_count() or 1, track=render.track())
         store.verify()
-        picture = io.BytesIO()
-        contact_sheet(store, count).savefig(picture, format=out.suffix[1:].lower())
-        write_atomically(out, picture.getvalue())
-        m = store.manifest
-        render.line(f"{m.name}: {m.label}. {m.slices} slices of {m.patients} patients, {m.raters} raters -> {out}")
+        if picture:
+            _draw_samples(store, out, count)
+        else:
+            _write_report(store, out)
+
+
+def _check_place(out: Path, *, picture: bool, force: bool) -> None:
+    """Before the data are opened, which may take a while."""
+    from proseg.errors import DataError
+
+    if not out.resolve().parent.is_dir():
+        raise DataError(f"--out {out}: the folder {out.resolve().parent} does not exist")
+    if not picture and not out.is_dir() and (out.exists() or out.suffix):
+        raise DataError(f"--out {out} must be a folder, which may be new, or end in one of {', '.join(PICTURES)}")
+    if not force and (out.exists() if picture else out.is_dir() and any(out.iterdir())):
+        what = "exists; choose another file, or" if picture else "is not empty; choose another folder, or"
+        raise DataError(f"--out {out} {what} add --force to replace what this command wrote there")
+
+
+def _draw_samples(store: "Store", out: Path, count: int) -> None:
+    from proseg.figures import contact_sheet
+    from proseg.records import write_atomically
+
+    picture = io.BytesIO()
+    contact_sheet(store, count).savefig(picture, format=out.suffix[1:].lower())
+    write_atomically(out, picture.getvalue())
+    m = store.manifest
+    render.line(f"{m.name}: {m.label}. {m.slices} slices of {m.patients} patients, {m.raters} raters -> {out}")
+
+
+def _write_report(store: "Store", out: Path) -> None:
+    from proseg.data.quality import highlights, measure
+    from proseg.data.quality_page import write_page
+
+    quality = measure(store)
+    path = write_page(quality, store, out)
+    for text in highlights(quality):
+        render.line(text)
+    render.line(f"-> {path}")
 
 
 @data_app.command("standin")

@@ -11,6 +11,7 @@ from orchestrator import session
 from orchestrator.compare import sentence
 from orchestrator.confirm import candidates, run_confirm
 from orchestrator.control import Stopped, forget_stop
+from orchestrator.disk import patiently
 from orchestrator.environment import environment
 from orchestrator.estimate import fit_of, probe, quote, share_of
 from orchestrator.export import winner
@@ -38,14 +39,15 @@ from orchestrator.study import (
     write_study,
 )  # fmt: skip
 from orchestrator.tables import final_markdown, leaderboard_markdown, write_tables
-from orchestrator.tracking import MlflowTracker, check_server
+from orchestrator.tracking import DATA_REPORT, MlflowTracker, check_server
 from orchestrator.watcher import Watcher
 from proseg.config import TrainConfig
+from proseg.data import quality
 from proseg.data.catalog import Track, missing, open_data, silent
 from proseg.data.store import Manifest, Store
 from proseg.errors import DataError
 from proseg.recipes import RECIPES
-from proseg.records import Criterion
+from proseg.records import Criterion, write_atomically
 from search_spaces import points
 from search_spaces.space import FinalStage, Sampler, SearchSpace, SpaceError
 
@@ -342,6 +344,7 @@ def _run(study: Study, home: Path, watcher: Watcher, *, address: str | None, ver
             session.keeper(study.resources, address=address, verbose=verbose, lost=ray_lost) as keeper,
             stoppable(study.folder, watcher.note),
         ):
+            tracker.data_report(_report_on_data(study, home, watcher))
             watcher.stage("search")
             from orchestrator.search import run_search
 
@@ -360,6 +363,18 @@ def _run(study: Study, home: Path, watcher: Watcher, *, address: str | None, ver
             f"MLflow at {tracker.uri} did not take {tracker.waiting} records of study {study.name}; "
             f"all of them are kept in {study.folder}"
         )
+
+
+def _report_on_data(study: Study, home: Path, watcher: Watcher) -> Path:
+    """The folder of the report on the searched data: made once for each data set, and copied into each study."""
+    store, folder = Store(study.data.folder), study.folder / DATA_REPORT
+
+    def copy() -> Path:
+        for file in quality.kept(store, home).iterdir():
+            write_atomically(folder / file.name, file.read_bytes())
+        return folder
+
+    return patiently(copy, watcher.note)
 
 
 def _finish(study: Study, best: Trial, keeper: Any, tracker: MlflowTracker, watcher: Watcher) -> str:

@@ -26,6 +26,8 @@ from proseg.records import BEST, CONFIG, read_epochs
 from search_spaces.space import Float
 
 SECONDS_BETWEEN_RETRIES = 30.0
+DATA_REPORT = "data"
+"""Where the report on the data lies, in the study's folder and among the artifacts of its run."""
 DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -45,6 +47,7 @@ class Tracker(Protocol):
     def folds_started(self, folds: Sequence[tuple[DataRef, int, TrainConfig]]) -> None: ...
     def fold_ended(self, data: DataRef, fold: int, config: TrainConfig, summary: dict[str, float]) -> None: ...
     def artifact(self, path: Path) -> None: ...
+    def data_report(self, folder: Path) -> None: ...
     def study_ended(self, state: str, best: Trial | None, summary: dict[str, float], note: str) -> None: ...
 
 
@@ -179,6 +182,15 @@ class MlflowTracker:
 
     def artifact(self, path: Path) -> None:
         self._files("study", [path])
+
+    def data_report(self, folder: Path) -> None:
+        """The files of the report on the study's data, once for each study; a run that goes on has them already."""
+        mark = {"proseg.data_report": self._study.data.fingerprint[:12]}
+        known = self._known.get(f"{self._study.name}/study")
+        if known is not None and mark.items() <= known.data.tags.items():
+            return
+        self._files("study", sorted(folder.iterdir()), under=DATA_REPORT)
+        self._send(lambda: self._tag("study", mark))
 
     def study_ended(self, state: str, best: Trial | None, summary: dict[str, float], note: str) -> None:
         step = self._study.trials
@@ -326,10 +338,10 @@ class MlflowTracker:
         points = [Metric(name, value, when, step) for name, value in values.items() if math.isfinite(value)]
         self._send(lambda: self._client.log_batch(self._runs[key], metrics=points))
 
-    def _files(self, key: str, paths: Iterable[Path]) -> None:
+    def _files(self, key: str, paths: Iterable[Path], under: str | None = None) -> None:
         for path in paths:
             if path.exists():
-                self._send(lambda path=path: self._client.log_artifact(self._runs[key], str(path)))
+                self._send(lambda path=path: self._client.log_artifact(self._runs[key], str(path), under))
 
     def _end(self, key: str, status: str, tags: dict[str, str]) -> None:
         self._send(lambda: self._tag(key, tags))

@@ -15,6 +15,7 @@ from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
@@ -235,6 +236,41 @@ def pair_distances(
     missing = np.isnan(found[gold]).any(1).sum()
     without = f", a rater missing in {missing}" if missing else ""
     _title(figure, "Distance between two raters", label, f"{_count(len(found[gold]), unit)}, {raters} raters{without}")
+    return figure
+
+
+def rater_matrix(distances: Mapping[str, np.ndarray], *, counts: str = "", label: str = "") -> Figure:
+    """Mean distance of every two raters, a panel a name, with the numbers in it (Table 5 of the paper).
+
+    Args:
+        distances: [R, R] in [0, 1], NaN where two raters never annotated the same case.
+            The colours of all panels run from 0 to the largest number.
+        counts: what the means were taken over, for the title.
+
+    Raises:
+        DataError: there is none, or an array has not the shape or values said here.
+    """
+    if not distances:
+        raise DataError("distances hold nothing to draw")
+    found = {name: _shaped(f"distances {name!r}", values, "R R") for name, values in distances.items()}
+    raters = len(next(iter(found.values())))
+    for name, values in found.items():
+        if values.shape != (raters, raters):
+            raise DataError(f"distances {name!r} are {_times(values.shape)}, where {raters} x {raters} is wanted")
+        if np.nanmin(values, initial=0) < 0 or np.nanmax(values, initial=0) > 1:
+            raise DataError(f"distances {name!r} must lie between 0 and 1")
+    top = max(float(np.nanmax(values, initial=0)) for values in found.values())
+    top = max(math.ceil(10 * top) / 10, 0.1)
+    side = max(2.3 if len(found) > 1 else 3.6, 0.48 * raters + 0.5)
+    figure = Figure(figsize=(max(5.4, side * len(found) + 0.9), side + 1.3), dpi=130, layout="constrained")
+    axes = figure.subplots(1, len(found), squeeze=False)[0]
+    drawn = [_cells(axis, values, top) for axis, values in zip(axes, found.values(), strict=True)]
+    for axis, name in zip(axes, found, strict=True):
+        axis.set_title(textwrap.fill(name, int(11 * side)), fontsize=NORMAL)
+    bar = figure.colorbar(drawn[0], ax=axes, shrink=0.9)
+    bar.set_label("distance between two raters, 1 \N{MINUS SIGN} IoU", fontsize=NORMAL)
+    bar.ax.tick_params(labelsize=SMALL)
+    _title(figure, "Mean distance", label, counts)
     return figure
 
 
@@ -580,6 +616,29 @@ def _violins(axis: Axes, values: Mapping[str, np.ndarray], gold: str, *, numbers
             axis.text(place, 1.01, f"{mean:.3f}", ha="center", va="bottom", fontsize=SMALL)
 
 
+def _cells(axis: Axes, values: np.ndarray, top: float) -> AxesImage:
+    """A square a number, coloured from 0 to `top`; what is not known is left grey."""
+    raters = len(values)
+    drawn = axis.imshow(values, cmap="cividis", vmin=0, vmax=top)
+    axis.set_facecolor("#dddddd")
+    for a, b in np.argwhere(~np.isnan(values)).tolist():
+        ink = _ink(to_hex(colormaps["cividis"](values[a, b] / top)))
+        axis.text(b, a, f"{values[a, b]:.3f}".lstrip("0") if a != b else "0", color=ink, ha="center", va="center",
+                  fontsize=SMALL)  # fmt: skip
+    names = [f"A{rater + 1}" for rater in range(raters)]
+    axis.set_xticks(range(raters), names, fontsize=NORMAL)
+    axis.set_yticks(range(raters), names, fontsize=NORMAL)
+    axis.tick_params(length=0)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    return drawn
+
+
+def _ink(colour: str) -> str:
+    """What can be read on this colour."""
+    return "white" if np.dot(to_rgb(colour), (0.3, 0.59, 0.11)) < 0.5 else "black"
+
+
 def _rank_colour(rank: int, raters: int) -> str:
     return to_hex(colormaps["cividis"](rank / max(raters - 1, 1)))
 
@@ -592,7 +651,7 @@ def _stack(axis: Axes, share: np.ndarray) -> None:
     for rank in range(raters):
         colour = _rank_colour(rank, raters)
         axis.bar(range(raters), known[:, rank], 0.82, bottom, color=colour, edgecolor="white", linewidth=0.6)
-        ink = "white" if np.dot(to_rgb(colour), (0.3, 0.59, 0.11)) < 0.5 else "black"
+        ink = _ink(colour)
         for rater in np.flatnonzero(known[:, rank] >= 0.06).tolist():
             middle = bottom[rater] + known[rater, rank] / 2
             axis.text(rater, middle, f"{known[rater, rank]:.0%}", color=ink, ha="center", va="center", fontsize=SMALL)

@@ -541,6 +541,37 @@ def test_a_contact_sheet_is_drawn(store: Store, home: Path, tmp_path: Path):
     assert "random blobs, no patient" in result.stdout
 
 
+def test_a_data_set_is_reported_in_a_folder(tmp_path: Path, store: Store, home: Path):
+    out = tmp_path / "report"
+    shown = run("data", "show", str(store.folder), "--out", str(out))
+    assert shown.exit_code == 0, shown.output
+    assert {path.name for path in out.iterdir()} == {"report.md", "samples.png", "distances.png", "ranks.png"}
+    for part in ("random blobs, no patient", "16 slices", "d_aa", str(out / "report.md")):
+        assert part in shown.stdout
+    assert "two raters are" in (out / "report.md").read_text()
+
+
+def test_a_report_replaces_its_own_files_alone_and_only_when_forced(tmp_path: Path, store: Store, home: Path):
+    out = tmp_path / "v1.2"
+    out.mkdir()
+    assert run("data", "show", str(store.folder), "--out", str(out)).exit_code == 0, "an empty folder is free"
+    for name in ("notes.md", "report.md"):
+        (out / name).write_text("mine")
+    assert "--force" in refused(run("data", "show", str(store.folder), "--out", str(out)))
+    assert (out / "report.md").read_text() == "mine"
+    assert run("data", "show", str(store.folder), "--out", str(out), "--force").exit_code == 0
+    assert (out / "notes.md").read_text() == "mine"
+    assert "two raters are" in (out / "report.md").read_text()
+
+
+def test_a_report_does_not_take_the_place_of_a_file(tmp_path: Path, store: Store, home: Path, nothing_written):
+    file = tmp_path / "report"
+    file.write_text("mine")
+    nothing_written()
+    for force in ([], ["--force"]):
+        assert "must be a folder" in refused(run("data", "show", str(store.folder), "--out", str(file), *force))
+
+
 def test_a_stand_in_is_written_where_launch_looks(home: Path):
     assert run("data", "standin", "npc", "--subjects", "1,1,1").exit_code == 0
     volumes = [path for path in (home / "sources/npc").glob("*/*.h5") if path.parent.name != "training_2d"]

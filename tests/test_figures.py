@@ -17,6 +17,7 @@ from proseg.figures import (
     pair_distances,
     pairwise_distances,
     rank_shares,
+    rater_matrix,
     save,
     tau_map,
     uncertainty,
@@ -92,6 +93,11 @@ def outside(figure: Figure) -> list[str]:
     return [text for text, box in boxes.items() if box.x0 < 0 or box.y0 < 0 or box.x1 > width or box.y1 > height]
 
 
+def matrix(raters: int) -> np.ndarray:
+    """[R, R], its numbers in the order of their places."""
+    return np.linspace(0, 0.999, raters**2).reshape(raters, raters) * ~np.eye(raters, dtype=bool)
+
+
 @cache
 def every_figure(raters: int, label: str = LABEL) -> dict[str, Figure]:
     masks, pairs = squares(2, raters), raters * (raters - 1) // 2
@@ -101,6 +107,7 @@ def every_figure(raters: int, label: str = LABEL) -> dict[str, Figure]:
         "outlines": outlines(images(2), masks, {"ProSeg": masks, "prior": squares(2, raters + 1)}, label=label),
         "tau_map": tau_map(dirichlet(raters, 4), label=label),
         "pair_distances": pair_distances(names, label=label),
+        "rater_matrix": rater_matrix({name: matrix(raters) for name in names}, counts="20 slices", label=label),
         "area_ranks": area_ranks({"gold": areas, "ProSeg": areas, "CM global": areas}, label=label),
         "uncertainty": uncertainty(images(1)[0], masks[0], *maps(), label=label, draws=64),
     }
@@ -123,6 +130,7 @@ def test_every_figure_shows_its_label_and_what_it_is_made_of():
     assert "2 slices, 4 raters" in found["outlines"]
     assert "4 draws of each of 4 raters" in found["tau_map"]
     assert "20 slices, 4 raters" in found["pair_distances"]
+    assert "20 slices" in found["rater_matrix"]
     assert "9 slices, 4 raters" in found["area_ranks"]
     assert "1 slice, 4 raters, 64 draws" in found["uncertainty"]
 
@@ -313,6 +321,41 @@ def test_the_distances_of_what_is_no_mask():
         pairwise_distances(squares(1, 2)[0])
     with pytest.raises(DataError, match="of bool, but are float64"):
         pairwise_distances(squares(1, 2) * 0.5)
+
+
+def test_the_matrix_of_raters_holds_the_numbers_it_was_given():
+    given = matrix(4)
+    given[1, 3] = np.nan
+    first, second, _ = rater_matrix({"ours": given, "published": given / 2}).axes
+    assert (first.get_title(), second.get_title()) == ("ours", "published")
+    for axis, values in ((first, given), (second, given / 2)):
+        written = {text.get_position(): text.get_text() for text in axis.texts}
+        assert len(written) == 15, "what is not known is left out"
+        assert written[2, 0] == f"{values[0, 2]:.3f}".lstrip("0")
+        assert written[0, 0] == "0"
+        np.testing.assert_array_equal(axis.images[0].get_array().filled(np.nan), values)
+        assert axis.images[0].get_clim() == (0, 1), "one scale for all panels"
+    assert [label.get_text() for label in first.get_xticklabels()] == ["A1", "A2", "A3", "A4"]
+
+
+def test_the_colours_of_a_matrix_run_to_its_largest_number():
+    assert rater_matrix({"a": matrix(2) * 0.4}).axes[0].images[0].get_clim() == (0, 0.3)
+    assert rater_matrix({"alike": np.zeros((2, 2))}).axes[0].images[0].get_clim() == (0, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "nothing to draw"),
+        ({"a": np.zeros(3)}, "distances 'a' must be numbers"),
+        ({"a": np.zeros((2, 3))}, "distances 'a' are 2 x 3, where 2 x 2 is wanted"),
+        ({"a": np.zeros((2, 2)), "b": np.zeros((3, 3))}, "distances 'b' are 3 x 3, where 2 x 2 is wanted"),
+        ({"a": np.full((2, 2), 1.5)}, "distances 'a' must lie between 0 and 1"),
+    ],
+)
+def test_a_matrix_of_what_is_no_distance(given: dict[str, np.ndarray], message: str):
+    with pytest.raises(DataError, match=message):
+        rater_matrix(given)
 
 
 def means(axis) -> list[float]:

@@ -1,5 +1,6 @@
 """What is decided before a study runs: what is tried first, what it may cost, how it goes on. Nothing is started."""
 
+import errno
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
@@ -336,7 +337,15 @@ def tracker(monkeypatch: pytest.MonkeyPatch) -> Deaf:
     found = Deaf()
     monkeypatch.setattr(launch, "MlflowTracker", lambda *_: found)
     monkeypatch.setattr("orchestrator.session.keeper", keeper)
+    monkeypatch.setattr("proseg.data.quality.report", brief_report)
     return found
+
+
+def brief_report(store: Store, folder: Path) -> Path:
+    """In the place of one with pictures, which take their time."""
+    folder.mkdir()
+    (folder / "report.md").write_text(store.manifest.name)
+    return folder / "report.md"
 
 
 def searching(monkeypatch: pytest.MonkeyPatch, search: Callable[[Study], Trial]) -> None:
@@ -357,7 +366,7 @@ def test_a_study_that_was_asked_to_stop_before_is_not_stopped_now(
     searching(monkeypatch, search)
     launch.run(begun, tmp_path, Deaf())  # type: ignore[arg-type]
     assert read_state(begun) == "finished"
-    assert [name for name, *_ in tracker.heard] == ["study_ended"]
+    assert [name for name, *_ in tracker.heard] == ["data_report", "study_ended"]
     with alone(begun):
         pass  # it has let go
 
@@ -380,8 +389,41 @@ def test_a_study_says_how_it_ended_and_leaves_no_trial_running(
         launch.run(begun, tmp_path, Deaf())  # type: ignore[arg-type]
     assert read_state(begun) == state
     assert [trial.state for trial in read_trials(begun)] == ["complete", "interrupted"]
-    assert [name for name, *_ in tracker.heard] == ["trial_ended", "study_ended"]
+    assert [name for name, *_ in tracker.heard] == ["data_report", "trial_ended", "study_ended"]
     assert tracker.heard[-1][1] == state
+
+
+def test_the_report_on_the_data_is_made_once_and_copied_into_each_study(
+    planned, tmp_path: Path, tracker: Deaf, monkeypatch: pytest.MonkeyPatch
+):
+    searching(monkeypatch, lambda study: add_trial(study, 0, 0.5))
+    for name in ("s1", "s2"):
+        study = create(planned(), tmp_path, name, 1.0)
+        launch.run(study, tmp_path, Deaf())  # type: ignore[arg-type]
+        monkeypatch.setattr("proseg.data.quality.report", lambda *_: pytest.fail("it was made twice"))
+        assert ("data_report", study.folder / "data") in tracker.heard
+        assert (study.folder / "data" / "report.md").read_text() == "blobs"
+
+
+def test_a_full_disk_delays_the_report_on_the_data(
+    begun: Study, tmp_path: Path, tracker: Deaf, monkeypatch: pytest.MonkeyPatch
+):
+    attempts = []
+
+    def twice_full(store: Store, folder: Path) -> Path:
+        attempts.append(folder)
+        if len(attempts) < 3:
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+        return brief_report(store, folder)
+
+    monkeypatch.setattr("orchestrator.disk.SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr("proseg.data.quality.report", twice_full)
+    searching(monkeypatch, lambda study: add_trial(study, 0, 0.5))
+    watcher = Deaf()
+    launch.run(begun, tmp_path, watcher)  # type: ignore[arg-type]
+    assert len(attempts) == 3
+    assert len([text for name, text in watcher.heard if name == "note" and "no space left" in text]) == 1
+    assert read_state(begun) == "finished"
 
 
 def test_records_that_mlflow_did_not_take_fail_a_study_in_the_end(

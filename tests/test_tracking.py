@@ -52,15 +52,25 @@ def history(home: Path, run: Any, metric: str) -> list[tuple[int, float, int]]:
     return sorted((point.step, point.value, point.timestamp) for point in points)
 
 
-def files_of(home: Path, run: Any) -> set[str]:
+def files_of(home: Path, run: Any, under: str | None = None) -> set[str]:
     from mlflow import MlflowClient
 
-    return {file.path for file in MlflowClient(tracking.local_uri(home)).list_artifacts(run.info.run_id)}
+    return {file.path for file in MlflowClient(tracking.local_uri(home)).list_artifacts(run.info.run_id, under)}
+
+
+def data_report(study: Study) -> Path:
+    """The folder of a report on the data."""
+    folder = study.folder / "data"
+    folder.mkdir(exist_ok=True)
+    for name in ("report.md", "samples.png"):
+        (folder / name).write_bytes(b"a report")
+    return folder
 
 
 def record(study: Study, home: Path, *, folds: int = 2) -> list[Trial]:
     """A study as the driver tells it: two trials, then a final stage."""
     tracker = MlflowTracker(study, home)
+    tracker.data_report(data_report(study))
     running = [Trial(number, {"optim.lr": 0.001 * (number + 1), "model.tau_size": 2}) for number in (0, 1, 2)]
     for trial in running:
         tracker.trial_started(trial)
@@ -170,6 +180,11 @@ def test_configuration_and_best_weights_are_kept(home: Path, runs: dict[str, Any
     assert files_of(home, runs["t000"]) == {"config.json", "best.safetensors"}
     assert files_of(home, runs["t002"]) == {"failure.json"}
     assert files_of(home, runs["blobs/0"]) >= {"config.json", "best.safetensors", "result.json"}
+
+
+def test_the_report_on_the_data_lies_with_the_study(home: Path, runs: dict[str, Any], store: Store):
+    assert files_of(home, runs["study"], "data") == {"data/report.md", "data/samples.png"}
+    assert runs["study"].data.tags["proseg.data_report"] == store.manifest.fingerprint[:12]
 
 
 def test_the_best_trial_is_marked_and_the_page_shows_the_table(runs: dict[str, Any]):
@@ -285,6 +300,7 @@ def same_as_without(home: Path, found: dict[str, Any], expected: dict[str, Any])
         assert set(found[name].data.params) == set(run.data.params), name
         assert found[name].data.tags["proseg.state"] == run.data.tags["proseg.state"], name
         assert files_of(home, found[name]) == files_of(home, run), name
+        assert files_of(home, found[name], "data") == files_of(home, run, "data"), name
         for metric in ("train/loss", "val/ged", "test/ged"):
             points = [point[:2] for point in history(home, found[name], metric)]
             assert points == [point[:2] for point in history(home, run, metric)], (name, metric)
@@ -467,6 +483,30 @@ def test_only_one_trial_is_the_best(home: Path, store: Store):
     MlflowTracker(study, home, [first, second]).study_ended("finished", second, {}, "")
     best = [name for name, run in runs_of(home, "best").items() if run.data.tags.get("proseg.best") == "true"]
     assert best == ["t001"]
+
+
+def test_the_report_on_the_data_is_sent_once_though_its_first_attempt_got_no_answer(
+    home: Path, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    from mlflow import MlflowClient
+
+    study = make_study(home, store, name="reported")
+    with monkeypatch.context() as patch, caplog.at_level(logging.CRITICAL, "orchestrator.tracking"):
+        tracker = MlflowTracker(study, home)
+        Outage(patch, EVERYTHING).down = True
+        tracker.data_report(data_report(study))
+        assert tracker.waiting == 3
+    sent, log_artifact = [], MlflowClient.log_artifact
+
+    def heard(client: Any, run: str, path: str, *rest: Any) -> None:
+        sent.append(Path(path).name)
+        log_artifact(client, run, path, *rest)
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", heard)
+    for _ in range(3):
+        MlflowTracker(study, home).data_report(data_report(study))
+    assert [name for name in sent if name != "study.json"] == ["report.md", "samples.png"]
+    assert files_of(home, runs_of(home, "reported")["study"], "data") == {"data/report.md", "data/samples.png"}
 
 
 # The confirmation

@@ -1,0 +1,298 @@
+"""What is odd in a data set: what a person should look at before trusting a number that rests on it.
+
+Nothing here is an error, for each of it can be right: a lesion at the edge of the image, two experts who agree to the
+pixel. Letters: N slices, R raters, K classes.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations, islice
+
+import numpy as np
+
+from proseg.data.store import Store
+
+EXAMPLES = 8
+"""Cases of each kind that are named; all are counted."""
+UNEQUAL = 0.01
+"""Share by which spacings of one volume, or steps between its slices, may differ."""
+ANISOTROPY = 20.0
+"""Largest side of a voxel over its smallest."""
+AREA_RATIO = 20.0
+"""Largest mask of an image over its smallest that is not empty."""
+BEYOND = 0.01
+"""Share of an image's pixels that may lie far outside of the window."""
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """One kind of oddity, and where it is."""
+
+    what: str
+    """For people, in the plural: "images in which all pixels are equal"."""
+    count: int
+    of: int
+    """How many could have been so."""
+    examples: tuple[str, ...]
+    """The first of them."""
+    note: str = ""
+    """What it may come from, or why it matters."""
+
+    @property
+    def summary(self) -> str:
+        return f"{self.what}: {self.count} of {self.of}"
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """What one pass has seen of every slice of a store."""
+
+    store: Store
+    present: np.ndarray
+    """[N, R] bool: who annotated it."""
+    spacing: np.ndarray
+    """[N, 3] (z, y, x) in mm."""
+    areas: np.ndarray
+    """[N, R, K] pixels."""
+    same: np.ndarray
+    """[N, R, R] bool: the masks of the two are identical."""
+    border: np.ndarray
+    """[N, R] bool: the mask reaches the border of the image."""
+    apart: np.ndarray
+    """[N, R] bool: the mask has no pixel in common with any other, though others are not empty."""
+    constant: np.ndarray
+    """[N] bool: all pixels of a channel are equal."""
+    beyond: np.ndarray
+    """[N] share of the pixels that are far outside of the window, or no number."""
+    digest: np.ndarray
+    """[N] hash of the image, 16 bytes."""
+
+    @cached_property
+    def foreground(self) -> np.ndarray:
+        """[N, R] pixels of any class; 0 where the rater is missing."""
+        return np.where(self.present, self.areas.sum(2), 0)
+
+    @cached_property
+    def volumes(self) -> list[np.ndarray]:
+        """The rows of every volume, in file order."""
+        _, volume_of = np.unique(self.store.volumes, return_inverse=True)
+        order = np.argsort(volume_of, kind="stable")
+        return np.split(order, np.flatnonzero(np.diff(volume_of[order])) + 1)
+
+    def name(self, row: int) -> str:
+        return f"{self.store.volumes[row]} at z = {self.store.z[row]:g}"
+
+
+def suspicions(facts: Facts) -> tuple[Suspicion, ...]:
+    """All that is odd, the gravest first."""
+    found = (one for look in LOOKS for one in look(facts))
+    return tuple(one for one in found if one.count)
+
+
+# Images
+
+
+def _duplicates(facts: Facts) -> Iterator[Suspicion]:
+    """Constant images are all alike and say nothing of where they come from."""
+    patients, images = facts.store.patients, int((~facts.constant).sum())
+    groups = [rows for rows in _alike(facts.digest) if not facts.constant[rows[0]]]
+    across = [rows for rows in groups if len(set(patients[rows])) > 1]
+    within = [rows for rows in groups if len(set(patients[rows])) == 1]
+    leaks = [(rows, sides) for rows in across if (sides := _sides(facts, rows))]
+    yield _suspicion(
+        "images that stand under several patients, on two sides of a split", len(leaks), images,
+        (f"{_rows(facts, rows)}: {sides}" for rows, sides in leaks),
+        "a leak: what is learned in training is asked again in validation or test",
+    )  # fmt: skip
+    yield _suspicion("images that stand under several patients", len(across), images,
+                     (_rows(facts, rows) for rows in across),
+                     "one person under two names, or a file that was copied")  # fmt: skip
+    yield _suspicion("images that stand several times under one patient", len(within), images,
+                     (_rows(facts, rows) for rows in within),
+                     "they count as often as they stand there")  # fmt: skip
+
+
+def _alike(digest: np.ndarray) -> list[np.ndarray]:
+    """Groups of two rows or more with one digest, in file order."""
+    _, image_of, counts = np.unique(digest, return_inverse=True, return_counts=True)
+    order = np.argsort(image_of, kind="stable")
+    groups = np.split(order, np.cumsum(counts)[:-1])
+    return sorted((rows for rows in groups if len(rows) > 1), key=lambda rows: int(rows[0]))
+
+
+def _sides(facts: Facts, rows: np.ndarray) -> str:
+    """On which sides of a fold these rows lie, where on more than one."""
+    patients = set(facts.store.patients[rows].tolist())
+    told = []
+    for fold in facts.store.manifest.folds:
+        parts = {"training": fold.train, "validation": fold.val, "test": fold.test}
+        sides = [part for part, names in parts.items() if not patients.isdisjoint(names)]
+        if len(sides) > 1:
+            told.append(f"{' and '.join(sides)} of fold {fold.index}")
+    return ", ".join(told)
+
+
+def _intensities(facts: Facts) -> Iterator[Suspicion]:
+    m = facts.store.manifest
+    constant, beyond = np.flatnonzero(facts.constant).tolist(), np.flatnonzero(facts.beyond > BEYOND).tolist()
+    yield _suspicion("images with a channel in which all pixels are equal", len(constant), m.slices,
+                     map(facts.name, constant), "there is nothing to learn from it")  # fmt: skip
+    window = f"the window {m.window[0]:g} to {m.window[1]:g}" if m.window else "what is usual of normalised intensities"
+    yield _suspicion(
+        f"images of which more than {BEYOND:.0%} lies far outside of {window}", len(beyond), m.slices,
+        (f"{facts.name(row)}: {facts.beyond[row]:.0%}" for row in beyond),
+        "another unit or scale, padding, or pixels that are no numbers",
+    )  # fmt: skip
+
+
+# Masks
+
+
+def _places(facts: Facts) -> Iterator[Suspicion]:
+    m, masks = facts.store.manifest, int((facts.foreground > 0).sum())
+    whole = facts.foreground == m.height * m.width
+    border = facts.border & facts.present & ~whole
+    yield _suspicion("masks that cover the whole image", int(whole.sum()), masks, _masks(facts, whole),
+                     "an inverted mask, or one that was read as another class")  # fmt: skip
+    yield _suspicion("masks that reach the border of the image", int(border.sum()), masks, _masks(facts, border),
+                     "what lies beyond is cut off")  # fmt: skip
+    yield _suspicion("masks that have no pixel in common with another rater's", int(facts.apart.sum()), masks,
+                     _masks(facts, facts.apart), "another image's mask, or one that was shifted")  # fmt: skip
+
+
+def _empty(facts: Facts) -> Iterator[Suspicion]:
+    """Large is what is at least the median of all masks that are not empty."""
+    drawn, area = facts.foreground > 0, facts.foreground
+    if not drawn.any() or area.shape[1] < 2:
+        return
+    large, odd = np.median(area[drawn]), np.zeros_like(drawn)
+    for rater in range(area.shape[1]):
+        others = np.delete(np.where(facts.present, area.astype(float), np.nan), rater, axis=1)
+        rows = np.flatnonzero(facts.present[:, rater] & ~drawn[:, rater] & ~np.isnan(others).all(1))
+        odd[rows, rater] = np.nanmedian(others[rows], axis=1) >= large
+    yield _suspicion("empty masks where the others' are large", int(odd.sum()), int((facts.present & ~drawn).sum()),
+                     _masks(facts, odd), "a rater who did not look there, or a file that was not read")  # fmt: skip
+
+
+def _ratios(facts: Facts) -> Iterator[Suspicion]:
+    drawn = facts.foreground > 0
+    several = np.flatnonzero(drawn.sum(1) > 1)
+    smallest = np.where(drawn, facts.foreground, np.iinfo(np.int64).max)[several].min(1)
+    ratio = facts.foreground[several].max(1) / smallest
+    odd = ratio > AREA_RATIO
+    found = zip(several[odd].tolist(), ratio[odd].tolist(), strict=True)
+    texts = (f"{facts.name(row)}: {times:.0f} times" for row, times in found)
+    yield _suspicion(f"images whose largest mask is more than {AREA_RATIO:g} times the smallest", int(odd.sum()),
+                     len(several), texts, "a stray click, or two things under one name")  # fmt: skip
+
+
+def _twins(facts: Facts) -> Iterator[Suspicion]:
+    """Raters who drew the same to the pixel: in an image, and wherever both drew."""
+    raters = facts.present.shape[1]
+    together = facts.present[:, :, None] & facts.present[:, None, :]
+    something = (facts.foreground[:, :, None] > 0) | (facts.foreground[:, None, :] > 0)
+    compared, alike = together & something, together & something & facts.same
+    pairs = list(combinations(range(raters), 2))
+    everywhere = [pair for pair in pairs if compared[:, *pair].sum() > 1 and (alike | ~compared)[:, *pair].all()]
+    yield _suspicion("pairs of raters who are identical in every image", len(everywhere), len(pairs),
+                     (f"A{a + 1} and A{b + 1}, in {compared[:, a, b].sum()} images" for a, b in everywhere),
+                     "one person's masks under two names")  # fmt: skip
+    upper = np.triu(np.ones((raters, raters), bool), 1)
+    images = np.flatnonzero((alike & upper).any((1, 2))).tolist()
+    several = int((compared & upper).any((1, 2)).sum())
+
+    def text(row: int) -> str:
+        found = zip(*np.nonzero(alike[row] & upper), strict=True)
+        return f"{facts.name(row)}: " + ", ".join(f"A{a + 1} = A{b + 1}" for a, b in found)
+
+    yield _suspicion("images in which two raters are identical", len(images), several, map(text, images),
+                     "a mask that was copied, or corrected by one and kept by the other")  # fmt: skip
+
+
+def _silent(facts: Facts) -> Iterator[Suspicion]:
+    """Raters of whom there is nothing."""
+    m = facts.store.manifest
+    absent, blank = ~facts.present.any(0), ~(facts.foreground > 0).any(0)
+    for what, found in (("raters who annotated no slice", absent), ("raters who drew nothing", blank & ~absent)):
+        yield _suspicion(what, int(found.sum()), m.raters, (f"A{rater + 1}" for rater in np.flatnonzero(found)),
+                         "a column or a folder that was not found")  # fmt: skip
+
+
+# Geometry
+
+
+def _spacings(facts: Facts) -> Iterator[Suspicion]:
+    spacing, volumes = facts.spacing, facts.volumes
+    good = np.all(np.isfinite(spacing) & (spacing > 0), axis=1)
+    bad = [rows for rows in volumes if not good[rows].all()]
+    yield _suspicion("volumes with a spacing that is not positive", len(bad), len(volumes), _spaced(facts, bad),
+                     "every length and area in mm is wrong")  # fmt: skip
+    sound = [rows for rows in volumes if good[rows].all()]
+    differing = [rows for rows in sound if _differ(spacing[rows])]
+    yield _suspicion(f"volumes whose slices differ in spacing by more than {UNEQUAL:.0%}", len(differing), len(volumes),
+                     _spaced(facts, differing), "slices of two examinations under one name")  # fmt: skip
+    flat = [rows for rows in sound if (spacing[rows].max(1) > ANISOTROPY * spacing[rows].min(1)).any()]
+    yield _suspicion(f"volumes whose voxels are more than {ANISOTROPY:g} times as long as wide", len(flat),
+                     len(volumes), _spaced(facts, flat), "another unit, or axes in another order")  # fmt: skip
+
+
+def _steps(facts: Facts) -> Iterator[Suspicion]:
+    """Only where volumes are evaluated: elsewhere the slices of a volume are a selection."""
+    if facts.store.manifest.unit != "volume":
+        return
+    several = [(rows, np.diff(facts.store.z[rows])) for rows in facts.volumes if len(rows) > 1]
+    uneven = [(rows, steps) for rows, steps in several if _uneven(steps)]
+    texts = (f"{facts.store.volumes[rows[0]]}: {steps.min():g} to {steps.max():g} mm" for rows, steps in uneven)
+    yield _suspicion("volumes with unequal steps between their slices", len(uneven), len(several), texts,
+                     "a slice that is missing, stands twice, or is out of order")  # fmt: skip
+    # Where the steps are uneven this has been told already.
+    off = [(rows, steps) for rows, steps in several
+           if not _uneven(steps) and _apart(np.median(steps), np.median(facts.spacing[rows, 0]))]  # fmt: skip
+    texts = (f"{facts.store.volumes[rows[0]]}: steps of {np.median(steps):g} mm, spacing {facts.spacing[rows[0], 0]:g}"
+             for rows, steps in off)  # fmt: skip
+    yield _suspicion("volumes whose slices do not lie as far apart as their spacing says", len(off), len(several),
+                     texts, "slices that were left out, or a thickness in the place of a distance")  # fmt: skip
+
+
+def _differ(spacing: np.ndarray) -> bool:
+    return bool((spacing.max(0) > (1 + UNEQUAL) * spacing.min(0)).any())
+
+
+def _uneven(steps: np.ndarray) -> bool:
+    middle = np.median(steps)
+    return bool((steps <= 0).any() or (np.abs(steps - middle) > UNEQUAL * middle).any())
+
+
+def _apart(step: np.floating, spacing: np.floating) -> bool:
+    return bool(abs(step - spacing) > UNEQUAL * step)
+
+
+LOOKS: tuple[Callable[[Facts], Iterator[Suspicion]], ...] = (
+    _duplicates, _silent, _places, _empty, _ratios, _twins, _intensities, _spacings, _steps,
+)  # fmt: skip
+"""The gravest first."""
+
+
+# Words
+
+
+def _suspicion(what: str, count: int, of: int, texts: Iterable[str], note: str) -> Suspicion:
+    return Suspicion(what, count, of, tuple(islice(texts, EXAMPLES)), note)
+
+
+def _rows(facts: Facts, rows: np.ndarray) -> str:
+    return " = ".join(f"{facts.name(row)} ({facts.store.patients[row]})" for row in rows[:3])
+
+
+def _masks(facts: Facts, odd: np.ndarray) -> Iterator[str]:
+    """Of [N, R] bool, a slice a time, with the raters in it."""
+    for row in np.flatnonzero(odd.any(1)).tolist():
+        yield f"{facts.name(row)}: " + ", ".join(f"A{rater + 1}" for rater in np.flatnonzero(odd[row]))
+
+
+def _spaced(facts: Facts, volumes: Iterable[np.ndarray]) -> Iterator[str]:
+    for rows in volumes:
+        least, most = facts.spacing[rows].min(0), facts.spacing[rows].max(0)
+        sides = (f"{low:g}" if low == high else f"{low:g} to {high:g}" for low, high in zip(least, most, strict=True))
+        yield f"{facts.store.volumes[rows[0]]}: {' x '.join(sides)} mm (z, y, x)"
