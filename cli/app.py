@@ -106,10 +106,10 @@ def launch(
             sampler=sampler, start_from=start_from, epoch_timeout=epoch_timeout, storage=storage,
         )  # fmt: skip
         with joined(address, home, verbose=verbose) as nodes:
-            ready = partial(get_ready, local=address is None, verbose=verbose)
+            ready = partial(get_ready, home=home, local=address is None, verbose=verbose)
             planned = plan(
                 found, options, home, nodes=nodes, track=render.track(quiet=as_json),
-                meanwhile=(lambda: None) if dry_run else ready,
+                meanwhile=(lambda study: None) if dry_run else ready,
             )  # fmt: skip
             if dry_run:
                 render.plan(planned, as_json=as_json)

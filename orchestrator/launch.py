@@ -4,6 +4,7 @@ import importlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def plan(
     *,
     nodes: Sequence[Node] | None = None,
     track: Track = silent,
-    meanwhile: Callable[[], object] = lambda: None,
+    meanwhile: Callable[[Study], object] = lambda study: None,
 ) -> Study:
     """Check everything, prepare the data and measure what a training costs; the study has no folder and no name yet.
 
@@ -144,10 +145,10 @@ def plan(
 
 
 def _quoted(
-    study: Study, options: Options, home: Path, asked: dict[str, Any], meanwhile: Callable[[], object]
+    study: Study, options: Options, home: Path, asked: dict[str, Any], meanwhile: Callable[[Study], object]
 ) -> Study:
     """With the resources that the probe decides, and with the quote."""
-    found = probe(study, remotely=asked["nodes"] is not None, meanwhile=meanwhile)
+    found = probe(study, remotely=asked["nodes"] is not None, meanwhile=partial(meanwhile, study))
     share = share_of(found, asked=options.gpu_share)
     resources = plan_resources(gpu_share=share, fit=fit_of(found, workers=options.workers), **asked)
     study = study.model_copy(update={"resources": resources})
@@ -301,11 +302,12 @@ def resumed(study: Study, home: Path, options: Options, nodes: Sequence[Node] | 
     return study
 
 
-def get_ready(*, local: bool, verbose: bool) -> None:
-    """Import what `run` will need, which takes seconds."""
+def get_ready(study: Study, home: Path, *, local: bool, verbose: bool) -> None:
+    """Do what `run` will need, and what takes seconds: imports, and the report on the data."""
     session.environment(local=local, verbose=verbose)  # Ray listens to it only when it is imported
     for module in ("mlflow", "optuna", "orchestrator.search", "orchestrator.ranks"):
         importlib.import_module(module)
+    quality.kept(Store(study.data.folder), home)
 
 
 def run(study: Study, home: Path, watcher: Watcher, *, address: str | None = None, verbose: bool = False) -> None:

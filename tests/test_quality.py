@@ -17,7 +17,7 @@ from proseg.data.lidc_contours import load_nodules, rank_by_area
 from proseg.data.quality import Quality, distances, highlights, kept, measure, overlaps, report
 from proseg.data.quality_page import page
 from proseg.data.source import Skipped
-from proseg.data.store import Description, Manifest, Store, write
+from proseg.data.store import Description, Store, write
 from proseg.data.suspicions import EXAMPLES, Suspicion
 
 SIDE = 20
@@ -458,19 +458,11 @@ def test_a_report_lists_what_is_suspicious(tmp_path: Path):
     assert f"- suspicious: images in which two raters are identical: {3 * EXAMPLES} of {3 * EXAMPLES}" in text
 
 
-class Later(Manifest):
-    """What `data prepare` writes besides."""
-
-    skipped: tuple[Skipped, ...] = ()
-    rater_names: tuple[str, ...] = ()
-    channel_names: tuple[str, ...] = ()
-
-
 def test_a_report_tells_the_names_and_what_was_left_out(tmp_path: Path):
     found = measure(made(tmp_path, four()))
     skipped = tuple(Skipped(f"slice {number}.dcm", "it is damaged") for number in range(60))
     names = {"rater_names": ("anna", "bert", "carl"), "channel_names": ("ct",)}
-    text = page(replace(found, manifest=Later(**found.manifest.model_dump(), skipped=skipped, **names)), set())
+    text = page(replace(found, manifest=found.manifest.model_copy(update={"skipped": skipped, **names})), set())
     facts = dict(row for row in rows_of(text, "What it is") if len(row) == 2)
     assert (facts["their names"], facts["channels"]) == ("A1 anna, A2 bert, A3 carl", "1 (ct)")
     left_out = rows_of(text, "Left out")[2:]

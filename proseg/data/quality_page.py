@@ -69,7 +69,7 @@ def page(quality: Quality, pictures: set[str]) -> str:
         _section("Splits", m, _splits(quality)),
         _section("Suspicious", m, _suspicious(quality.suspicions)),
     ]
-    skipped = _more(m, "skipped")
+    skipped = m.skipped
     if skipped:
         sections.append(_section("Left out", m, _left_out(skipped)))
     return "\n\n".join(sections) + "\n"
@@ -93,11 +93,11 @@ def _facts(quality: Quality) -> str:
         ("patients", m.patients), ("a case of the evaluation is", f"a {m.unit}"),
         ("raters", f"{m.raters}, {_order(m)}"), ("raters who annotated", annotated),
         ("image", f"{m.height} x {m.width} pixels, {m.dtype}"),
-        ("channels", _named(m.channels, _more(m, "channel_names"))), ("classes", m.classes), ("window", window),
+        ("channels", _named(m.channels, m.channel_names)), ("classes", m.classes), ("window", window),
         ("spacing, mm", ", ".join(f"{axis} {_range(values)}" for axis, values in sides)),
         ("fingerprint", f"`{m.fingerprint}`"),
     ]  # fmt: skip
-    names = _more(m, "rater_names")
+    names = m.rater_names
     if names:
         rows.insert(7, ("their names", ", ".join(f"A{place + 1} {name}" for place, name in enumerate(names))))
     return _table(("what", "value"), rows)
@@ -115,11 +115,6 @@ def _named(count: int, names: Sequence[object]) -> str:
 def _range(values: np.ndarray) -> str:
     low, middle, high = np.percentile(values, (0, 50, 100))
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g} (median {middle:.4g})"
-
-
-def _more(m: Manifest, name: str) -> Sequence[object]:
-    """What only manifests that `data prepare` wrote hold."""
-    return m.model_dump().get(name) or ()
 
 
 # Raters
