@@ -1,5 +1,6 @@
 """Preparing a source: in any number of processes the same, whole or not at all, and going on where it was killed."""
 
+import contextlib
 import errno
 import io
 import json
@@ -66,6 +67,15 @@ def start(folder: Path, jobs: int, code: str = SCRIPT) -> subprocess.Popen:
         [sys.executable, "-c", code, folder, str(jobs)], cwd=folder.parent, env={**os.environ, "PYTHONPATH": paths},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
+
+
+def kill(child: subprocess.Popen) -> None:
+    """As the kernel does it; what the process started may live on and hold its pipes."""
+    child.kill()
+    child.wait()
+    for pipe in (child.stdout, child.stderr):
+        assert pipe is not None
+        pipe.close()
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
@@ -175,8 +185,7 @@ def test_a_killed_preparation_leaves_nothing_ready_and_is_gone_on_with(tmp_path:
     folder, log = tmp_path / "blobs", tmp_path / "log"
     child = start(folder, jobs)
     wait_until((unfinished(folder) / "slices-0002.arrow").exists, "a third file")
-    child.kill()
-    child.communicate()
+    kill(child)
     assert not folder.exists()
     with pytest.raises(DataError, match="is not a prepared data set"):
         Store(unfinished(folder))
@@ -196,17 +205,30 @@ def test_a_killed_preparation_leaves_nothing_ready_and_is_gone_on_with(tmp_path:
 def test_the_processes_of_one_that_was_killed_leave(tmp_path: Path):
     child = start(tmp_path / "blobs", 2)
     wait_until(lambda: (tmp_path / "log").exists() and len(parts_read(tmp_path / "log")) > 6, "some parts")
-    child.kill()
-    child.communicate()
     readers = {int(line.split()[1]) for line in (tmp_path / "log").read_text().splitlines()}
     assert len(readers) == 2
-    wait_until(lambda: not any(Path(f"/proc/{reader}").exists() for reader in readers), "they have left")
+    child.kill()
+    try:
+        child.communicate(timeout=60)  # its readers have its pipes, which end when the last of them has left
+    finally:
+        for reader in readers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(reader, signal.SIGKILL)
+
+
+SLOWLY_TAKEN = SCRIPT.replace("{-1: \"slow\"}", "{}").replace("jobs=", "track=slowly, jobs=").replace("if __name__", """
+import time
+def slowly(items, total, what):
+    for item in items:
+        yield item
+        time.sleep(0.3)
+if __name__""")  # fmt: skip
+"""Its readers wait most of the time."""
 
 
 @pytest.mark.slow
 def test_ctrl_c_ends_all_processes_quietly(tmp_path: Path):
-    code = SCRIPT + "    raise SystemExit('not interrupted')\n"
-    child = start(tmp_path / "blobs", 2, code)
+    child = start(tmp_path / "blobs", 2, SLOWLY_TAKEN)
     wait_until((unfinished(tmp_path / "blobs") / PROGRESS).exists, "a first file")
     os.killpg(child.pid, signal.SIGINT)
     _, told = child.communicate()
@@ -223,9 +245,11 @@ def test_an_interrupted_one_goes_on_after_the_last_complete_file(
     with pytest.raises(KeyboardInterrupt):
         prepare(make_source(events={at: "interrupted"}), folder)
     assert left(tmp_path) == [".blobs.partial"]
+    (unfinished(folder) / f".{PROGRESS}.123.partial").write_text("what was being written")
     assert prepare(make_source(log=log), folder).manifest == undisturbed
     assert parts_read(log) == list(range(begins, 12))
     assert left(tmp_path) == ["blobs", "log"]
+    assert left(folder) == [MANIFEST, *sorted(file.name for file in undisturbed.files)]
 
 
 def test_it_goes_on_as_often_as_it_is_interrupted(tmp_path: Path, undisturbed: Manifest):
@@ -283,7 +307,6 @@ def test_what_was_damaged_meanwhile_is_not_gone_on_with(
     with pytest.raises(KeyboardInterrupt):
         prepare(make_source(events={7: "interrupted"}), tmp_path / "blobs")
     spoil(unfinished(tmp_path / "blobs"))
-    (unfinished(tmp_path / "blobs") / f".{PROGRESS}.123.partial").write_text("half")
     store = prepare(make_source(), tmp_path / "blobs")
     assert store.manifest == undisturbed
     assert left(store.folder) == [MANIFEST, *sorted(file.name for file in undisturbed.files)]
