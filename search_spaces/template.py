@@ -31,9 +31,8 @@ def template_space(data: str, *, slices: int, height: int, width: int, classes: 
     """
     batch, epochs = _batch(slices, height, width), _epochs(slices, height, width)
     return TEMPLATE.format(
-        data=_quoted(data), about=_quoted(_about(data, height, width, classes, raters)),
-        slices=slices, height=height, width=width, raters=raters,
-        classes="one class" if classes == 1 else f"{classes} classes",
+        data=_quoted(data), about=_quoted(_about(height, width, classes, raters)),
+        slices=slices, height=height, width=width, raters=raters, classes=_classes(classes),
         batch=batch, epochs=epochs, steps=epochs * _steps(slices, batch),
         trials=_trials(slices), grace=max(1, epochs // 10), final=ceil(1.5 * epochs),
         levels=_levels(height, width), z_grid=_z_grid(height, width),
@@ -41,8 +40,12 @@ def template_space(data: str, *, slices: int, height: int, width: int, classes: 
     )  # fmt: skip
 
 
-def _about(data: str, height: int, width: int, classes: int, raters: int) -> str:
-    return f"{data}: {height} x {width}, {raters} raters, {classes} class{'' if classes == 1 else 'es'}."
+def _about(height: int, width: int, classes: int, raters: int) -> str:
+    return f"{height} x {width}, {raters} raters, {_classes(classes)}, around the modern recipe."
+
+
+def _classes(count: int) -> str:
+    return "one class" if count == 1 else f"{count} classes"
 
 
 def _batch(slices: int, height: int, width: int) -> int:
@@ -88,7 +91,7 @@ def _quoted(text: str) -> str:
 
 
 TEMPLATE = """\
-# ProSeg on data of your own: {slices} slices of {height} x {width}, {raters} raters, {classes}.
+# ProSeg on {data}: {slices} slices of {height} x {width}, {raters} raters, {classes}.
 #
 # Searches  the latent sizes (channels and grid of z, size of tau), the Dirichlet concentration, the loss weights and
 #           the learning rate, around the modern recipe: batch {batch}, about {steps} steps a trial.

@@ -75,7 +75,7 @@ def test_tau_has_a_place_for_each_rater(load):
 def test_any_name_comes_back(load, data: str):
     space, _ = load(data, **SIZES[1])
     assert space.data == data
-    assert space.about.startswith(f"{data}: 96 x 64, 3 raters, 3 classes")
+    assert space.about == "96 x 64, 3 raters, 3 classes, around the modern recipe."
 
 
 def test_the_metrics_that_it_names_exist():

@@ -283,12 +283,20 @@ def _with_depth(pixels: np.ndarray) -> np.ndarray:
 def _intensities(entry: Entry, pixels: np.ndarray, reading: Reading) -> np.ndarray:
     """As they are kept: int16, or float32."""
     if reading.dtype == "int16":
-        return pixels.clip(INT16.min, INT16.max).astype(np.int16)
+        return _clipped(pixels)
     with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, which is reported below
         image = pixels.astype(np.float32)
     if not np.isfinite(image).all():
         raise DataError(f"{entry.images[0]}: has intensities that are too large for 32 bits")
     return _standardised(image) if reading.normalise else image
+
+
+def _clipped(pixels: np.ndarray) -> np.ndarray:
+    """Whole numbers as int16."""
+    if np.can_cast(pixels.dtype, np.int16):
+        return pixels.astype(np.int16, copy=False)
+    least = max(INT16.min, np.iinfo(pixels.dtype).min)
+    return pixels.clip(least, INT16.max).astype(np.int16)
 
 
 def _standardised(image: np.ndarray) -> np.ndarray:
