@@ -44,7 +44,7 @@ DAMAGE = (
     AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OverflowError, RuntimeError, TypeError,
     ValueError, struct.error,
 )  # fmt: skip
-"""What pydicom and its decoders raise over damaged bytes, beside errors of their own; a length may ask for gigabytes."""
+"""What pydicom and its decoders raise over damaged bytes, beside their own errors (a length may ask for gigabytes)."""
 
 
 class Unusable(Exception):
