@@ -291,13 +291,15 @@ def test_pixels_become_hounsfield_units(
         assert np.abs(got.image - wanted.image).max() <= (slope > 1)
 
 
-@pytest.mark.parametrize(("value", "vr"), [(-2000, "SS"), (63536, "US")])
-def test_padding_is_air_whichever_way_it_is_written(one: Path, database: Path, value: int, vr: str):
+@pytest.mark.parametrize(("value", "limit", "vr"), [(-2000, None, "SS"), (63536, None, "US"), (-1900, -2100, "SS")])
+def test_padding_is_air_whichever_way_it_is_written(one: Path, database: Path, value: int, limit: int | None, vr: str):
     path = one / "000000.dcm"
     dataset = pydicom.dcmread(path)
     stored = dataset.pixel_array.copy()
     stored[stored != NODULE + 1024] = -2000
     dataset.add_new("PixelPaddingValue", vr, value)
+    if limit is not None:
+        dataset.add_new("PixelPaddingRangeLimit", vr, limit)
     dataset.PixelData = stored.tobytes()
     dataset.save_as(path)
     lowest = min(slices_of(one, database), key=lambda one: one.z)

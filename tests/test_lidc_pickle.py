@@ -415,6 +415,24 @@ def test_instructions_are_counted(path: Path, monkeypatch: pytest.MonkeyPatch):
         read(write(path, b"]" * 20_000 + b"."))
 
 
+@pytest.mark.parametrize("start", [b"\x80\x04\x8e", b"\x80\x04\x8d", b"\x80\x04\x96"])
+def test_an_instruction_cannot_read_gigabytes_of_nothing(path: Path, start: bytes):
+    with path.open("wb") as file:  # takes no room on the disk
+        file.write(start + (2**32).to_bytes(8, "little"))
+        file.truncate(2**32 + 100)
+    with pytest.raises(DataError, match=r"one of its instructions reads 4294967296 bytes"):
+        read(path)
+
+
+def test_text_is_counted(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(plain_pickle, "MOST_TEXT", 20_000)
+    assert len(read(write(path, entries()))) == len(NAMES)
+    with pytest.raises(DataError, match=r"more than 20000 bytes of text.* protocol 3 or later"):
+        read(write(path, entries(), 2))
+    with pytest.raises(DataError, match="more than 20000 bytes of text"):
+        read(write(path, b"(" + (b"\x8b" + (9000).to_bytes(4, "little") + b"\x01" * 9000) * 3 + b"l."))
+
+
 def test_entries_are_counted(path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(lidc_pickle, "MOST_SLICES", 9)
     with pytest.raises(DataError, match="10 entries, where at most 9 slices"):

@@ -40,12 +40,11 @@ MOSTLY = 0.9
 """Cosine from which on an axis of the image is taken for one of the patient's: gantries may be tilted by 25 degrees."""
 HEADER = ("SOPInstanceUID", "SeriesInstanceUID", "ImagePositionPatient", "InstanceNumber")
 
-
 DAMAGE = (
-    AttributeError, EOFError, LookupError, NotImplementedError, OverflowError, RuntimeError, TypeError, ValueError,
-    struct.error,
+    AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OverflowError, RuntimeError, TypeError,
+    ValueError, struct.error,
 )  # fmt: skip
-"""What pydicom and its decoders raise over damaged bytes, beside errors of their own."""
+"""What pydicom and its decoders raise over damaged bytes, beside their own errors (a length may ask for gigabytes)."""
 
 
 class Unusable(Exception):

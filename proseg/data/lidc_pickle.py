@@ -46,7 +46,7 @@ LICENCE = "CC BY 3.0 (LIDC-IDRI)"
 
 BRIGHTEST = 255
 MOST_SLICES = 100_000
-"""All of LIDC-IDRI has 15743 slices of nodules."""
+"""All of LIDC-IDRI has 15947 slices of nodules."""
 MOST_REPETITION = 8
 """How many times the size of the file its arrays may claim: a reference to an array takes three bytes."""
 

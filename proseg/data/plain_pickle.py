@@ -10,13 +10,14 @@ they read must be there, and an array must be as large as its bytes.
 """
 
 import math
-import mmap
+import os
 import pickletools
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 
@@ -26,6 +27,10 @@ LARGEST_FILE = 8 * 2**30
 """bytes"""
 MOST_INSTRUCTIONS = 4_000_000
 """A slice of LIDC-IDRI takes about a hundred. Each builds at most one small object beside what it reads."""
+LARGEST_PIECE = 256 * 2**20
+"""bytes that one instruction may read: twice the largest array of an image"""
+MOST_TEXT = 2 * 2**30
+"""bytes of memory for strings and long numbers; up to protocol 2 the elements of arrays are strings"""
 LARGEST_SIDE = 4096
 MOST_AXES = 3
 
@@ -96,11 +101,10 @@ def read(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
-            size = file.seek(0, 2)
+            size = file.seek(0, os.SEEK_END)
             if not 0 < size <= LARGEST_FILE:
                 raise Refused(f"it has {size} bytes, where 1 to {LARGEST_FILE} were expected")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return _Machine(content).run()
+            return _Machine(_Content(file, size)).run()
     except Refused as error:
         raise DataError(f"{path} is not read: {error}") from None
     except OSError as error:
@@ -214,11 +218,39 @@ BUILDERS: dict[str, Callable[["_Machine", tuple], Any] | None] = {
 # The instructions
 
 
+class _Content:
+    """A file of which no more is read than there is: asked for more, a file object sets the memory aside first."""
+
+    def __init__(self, file: BinaryIO, size: int):
+        self.file, self.size = file, size
+        self.file.seek(0)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def read(self, count: int) -> bytes:
+        if count > LARGEST_PIECE:
+            raise Refused(f"one of its instructions reads {count} bytes")
+        return self.file.read(min(count, self.size - self.file.tell()))
+
+    def readline(self) -> bytes:
+        return self.file.readline(LARGEST_PIECE)
+
+    def at(self, start: int, length: int) -> bytes:
+        before = self.file.tell()
+        self.file.seek(start)
+        found = self.file.read(length)
+        self.file.seek(before)
+        return found
+
+
 class _Machine:
     """The stack machine whose program a pickle is."""
 
-    def __init__(self, content: mmap.mmap):
+    def __init__(self, content: _Content):
         self.content = content
+        self.text = 0
+        """Memory that strings and numbers of the program have taken."""
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         """What lay on the stack at each mark that is still open."""
@@ -239,10 +271,11 @@ class _Machine:
     def bytes_of(self, data: Bytes | Encoded) -> bytes:
         if isinstance(data, Encoded):
             return data.text.encode("latin-1")
-        return self.content[data.start : data.start + data.length]
+        return self.content.at(data.start, data.length)
 
     def _step(self, name: str, argument: Any, position: int) -> None:
         if name in VALUES:
+            self._count(argument)
             self.stack.append(argument)
         elif name in BYTES:
             self.stack.append(Bytes(position + BYTES[name], len(argument)))
@@ -256,6 +289,13 @@ class _Machine:
             ACTIONS[name](self, argument)
         elif name not in IGNORED:
             raise Refused(f"it uses the instruction {name}, which plain data do not need")
+
+    def _count(self, value: object) -> None:
+        self.text += sys.getsizeof(value)
+        if self.text > MOST_TEXT:
+            raise Refused(
+                f"it holds more than {MOST_TEXT} bytes of text; data of this size take pickle protocol 3 or later"
+            )
 
     def _pop(self, count: int) -> list[Any]:
         """The topmost values, the last of them on top."""
