@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
@@ -444,6 +445,8 @@ def test_a_store_of_several_files_reads_as_one(divided: Store, tiny_store: Store
     assert [file.name for file in divided.manifest.files] == [
         "slices.arrow", "slices-0001.arrow", "slices-0002.arrow", "slices-0003.arrow", "slices-0004.arrow",
     ]  # fmt: skip
+    with pa.ipc.open_file(divided.folder / "slices-0001.arrow") as file:
+        assert [file.get_batch(i).num_rows for i in range(file.num_record_batches)] == [4, 4, 1]
     for row in range(40):
         np.testing.assert_array_equal(divided.image(row), tiny_store.image(row))
         np.testing.assert_array_equal(divided.annotations(row), tiny_store.annotations(row))

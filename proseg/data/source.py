@@ -27,8 +27,6 @@ from proseg.data.writer import Writer, publish, room_for
 from proseg.errors import DataError
 from proseg.records import write_atomically
 
-__all__ = ["Part", "Skipped", "Source", "identity_of", "prepare"]
-
 PROGRESS = "progress.json"
 """Lies in the folder of a preparation under way, and is written anew after each complete file."""
 
