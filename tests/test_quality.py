@@ -332,15 +332,6 @@ def test_a_rater_who_is_another_everywhere(tmp_path: Path):
     assert "pairs of raters who are identical in every image" not in suspicious(made(tmp_path / "again", slices))
 
 
-def test_a_mask_of_a_missing_rater_is_nowhere(tmp_path: Path):
-    """A store should not hold one; the method does not look at it, and neither does the report."""
-    masks = np.stack([*squares(6, 7), np.ones((SIDE, SIDE), bool)])
-    found = measure(made(tmp_path, four(annotations=masks, rater_mask=np.array([True, True, False]))))
-    assert found.areas[0, :, 0].tolist() == [36, 49, 0]
-    assert found.suspicions == ()
-    assert found.distances[-1].mean[0, 2] == pytest.approx(1 - 36 / 64), "as in the other slices"
-
-
 def test_raters_who_did_nothing(tmp_path: Path):
     slices = [replace(one, annotations=squares(8, 0, 0), rater_mask=np.array([True, True, False])) for one in four()]
     found = suspicious(made(tmp_path, slices))

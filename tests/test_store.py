@@ -126,7 +126,10 @@ def test_labels_of_several_classes_are_read_as_they_were_written(
     tmp_path: Path, real_slices: list[Slice], description: Description
 ):
     rng = np.random.default_rng(0)
-    slices = [replace(one, annotations=rng.integers(0, 4, one.annotations.shape, np.uint8)) for one in real_slices]
+    slices = [
+        replace(one, annotations=rng.integers(0, 4, one.annotations.shape, np.uint8) * one.rater_mask[:, None, None])
+        for one in real_slices
+    ]
     store = write(tmp_path / "store", slices, description.model_copy(update={"classes": 3}))
     assert store.manifest.classes == 3
     for row in (0, 7, 39):
@@ -362,6 +365,11 @@ def test_a_slice_that_nobody_annotated_is_refused(tmp_path: Path, real_slices: l
         ),
         ({"image": np.full((1, 32, 32), -np.inf, np.float32)}, "the image of {volume} at z = {z} has pixels that"),
         ({"z": float("nan")}, "a slice of {volume} at z = nan has no position"),
+        ({"spacing": (1.0, 0.0, 1.0)}, "slice of {volume} at z = {z} has the spacing .*; expected three positive"),
+        (
+            {"annotations": np.ones((4, 32, 32), bool), "rater_mask": np.array([True, True, True, False])},
+            "slice of {volume} at z = {z} has a mask of a rater who is said to be missing",
+        ),
     ],
 )
 def test_what_no_image_holds_is_refused_by_name(
@@ -392,7 +400,8 @@ def test_one_rater_is_told_that_the_method_needs_two(
     alone = [replace(one, annotations=one.annotations[:1], rater_mask=np.ones(1, bool)) for one in real_slices]
     with pytest.raises(DataError, match=r"'tiny' has 1 rater; the method .* needs at least 2"):
         write(tmp_path / "store", alone, description)
-    only = [replace(one, rater_mask=np.array([False, True, False, False])) for one in real_slices]
+    second = np.array([False, True, False, False])
+    only = [replace(one, annotations=one.annotations & second[:, None, None], rater_mask=second) for one in real_slices]
     with pytest.raises(DataError, match=r"'tiny': all masks are of one of its 4 raters; the method .* at least 2"):
         write(tmp_path / "store", only, description)
     assert list(tmp_path.iterdir()) == []

@@ -81,7 +81,6 @@ def measure(store: Store) -> Quality:
     for rows in _chunks(m):
         labels = np.stack([store.annotations(row) for row in rows])
         present = np.stack([store.rater_mask(row) for row in rows])
-        labels[~present] = 0  # as they should be: from here on nothing of a missing rater counts
         both = overlaps(labels, m.classes)
         published.add(distances(both, empty=1), present)
         ours.add(distances(both, empty=0), present)

@@ -243,6 +243,13 @@ def _check(one: Slice, first: Slice, description: Description) -> None:
         _check_first(one, description)
     if not np.isfinite(one.image).all():
         raise DataError(f"data set {name!r}: the image of {where} has pixels that are NaN or infinite")
+    if one.annotations[~one.rater_mask].any():
+        raise DataError(f"data set {name!r}: slice of {where} has a mask of a rater who is said to be missing")
+    if not all(math.isfinite(length) and length > 0 for length in one.spacing):
+        raise DataError(
+            f"data set {name!r}: slice of {where} has the spacing {one.spacing}; expected three positive numbers "
+            "(z, y, x), in mm"
+        )
     if not math.isfinite(one.z):
         raise DataError(f"data set {name!r}: a slice of {where} has no position: z must be a number, in mm")
 
