@@ -5,7 +5,7 @@ BIN := .venv/bin
 WORKSPACE := $(or $(PROSEG_HOME),proseg-runs)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo test slow check format ui constraints
+.PHONY: help setup demo test slow long check format ui constraints
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -30,6 +30,9 @@ test: setup  ## the quick tests
 
 slow: setup  ## the tests that start Ray, several processes or an installation
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+
+long: setup  ## the benchmarks that search, in small
+	$(BIN)/python -m pytest -m long
 
 check: setup  ## lint, format, types, import contracts
 	$(BIN)/ruff check .

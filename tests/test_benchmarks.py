@@ -307,7 +307,7 @@ def test_some_patients_keep_their_pixels(tiny_store: Store, tmp_path: Path):
         np.testing.assert_array_equal(some.annotations(row), tiny_store.annotations(there))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_cost_of_a_trial_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd):
     monkeypatch.setattr(studies, "RESULTS", tmp_path)
     overhead.main(["--workers", "1", "--few", "1", "--many", "2"])
@@ -316,7 +316,7 @@ def test_the_cost_of_a_trial_is_measured(tmp_path: Path, monkeypatch: pytest.Mon
     assert record["rows"][0]["rival"] > record["rows"][0]["ours"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_whole_studies_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd):
     monkeypatch.setattr(studies, "RESULTS", tmp_path)
     overhead.main(["--study", "--trials", "2", "--seconds", "1"])
@@ -325,7 +325,7 @@ def test_whole_studies_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [len(record["rows"]) for record in studies.read("overhead")] == [2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_search_is_compared_with_random_configurations(tmp_path: Path):
     """In a process of its own: Ray has one session a process."""
     store = studies.make_blobs(tmp_path / "blobs")

@@ -289,8 +289,8 @@ def test_confirmation_and_final_stage_go_on_where_they_were(tmp_path: Path, plac
     place = Faulty(tmp_path, place.store)
     place.environment()
     file = place.space(
-        budget={"trials": 3, "epochs": 2}, scheduler={"kind": "none"}, final=[{"data": str(place.store.folder),
-        "epochs": 4}], search=SEARCH | {"optim.lr": {"kind": "choice", "values": [0.001, 0.003]}},
+        budget={"trials": 2, "epochs": 2}, scheduler={"kind": "none"}, final=[{"data": str(place.store.folder),
+        "epochs": 2}], search=SEARCH | {"optim.lr": {"kind": "choice", "values": [0.001, 0.003]}},
     )  # fmt: skip
     words = (file, "--concurrent", "1", "--confirm", "2", "--json")
     whole = json.loads(finish(place.begin("launch", *words, "--study", "whole")).split("\n}")[0] + "}")
