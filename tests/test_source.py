@@ -322,6 +322,16 @@ def test_a_reader_that_is_killed_is_no_reason_to_begin_anew(tmp_path: Path, undi
     assert len(parts_read(log)) < 12
 
 
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_too_little_memory_is_no_reason_to_begin_anew(tmp_path: Path, undisturbed: Manifest, jobs: int):
+    with pytest.raises(DataError, match=r"^there is too little memory to read the parts of blobs: ask for fewer --jobs"):
+        prepare(make_source(events={11: "too large"}), tmp_path / "blobs", jobs=jobs)
+    assert not (tmp_path / "blobs").exists()
+    log = tmp_path / "log"
+    assert prepare(make_source(log=log), tmp_path / "blobs").manifest == undisturbed
+    assert len(parts_read(log)) < 12
+
+
 @pytest.mark.slow
 def test_two_processes_prepare_it_once(tmp_path: Path):
     both = [start(tmp_path / "blobs", 1) for _ in range(2)]

@@ -72,10 +72,9 @@ class Files:
 
     def named(self, cell: str, where: str) -> Path:
         """The file of a cell of a manifest."""
-        name = PurePosixPath(cell)
-        if name.is_absolute() or {"..", "\0"} & {*name.parts, *cell}:
+        path = self.folder / PurePosixPath(cell)  # if it is absolute, it is all
+        if not path.is_relative_to(self.folder) or {"..", "\0"} & {*path.parts, *cell}:
             raise DataError(f"{where}: {cell} leads out of {self.folder}; name files by their path below this folder")
-        path = self.folder / name
         self.check(path, where)
         return path
 

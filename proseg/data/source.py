@@ -92,8 +92,8 @@ def prepare(source: Source, folder: Path, *, jobs: int = 1, track: Track = silen
         track: shows the progress, by parts.
 
     Raises:
-        DataError: the source is not what it claims to be, something else is in the place, there is no room, or a
-            process was killed. Except in the last case nothing is left behind.
+        DataError: the source is not what it claims to be, something else is in the place, there is no room, too
+            little memory, or a process was killed. Except in the last two cases nothing is left behind.
     """
     _check_split(source)
     with room_for(folder):
@@ -138,14 +138,18 @@ def _make(source: Source, folder: Path, jobs: int, track: Track) -> None:
         _write(source, partial, jobs, track)
     except BrokenProcessPool:
         raise DataError(
-            f"a process that read parts of {source.description.name} was killed, perhaps for want of memory: ask for "
-            "fewer --jobs; the preparation then goes on where it stopped"
+            f"a process that read parts of {source.description.name} was killed, perhaps for want of memory: {_FEWER}"
         ) from None
+    except MemoryError:
+        raise DataError(f"there is too little memory to read the parts of {source.description.name}: {_FEWER}") from None
     except (DataError, OSError):  # an interruption leaves what was written, to go on from
         shutil.rmtree(partial, ignore_errors=True)
         raise
     publish(partial, folder)
     (folder / PROGRESS).unlink(missing_ok=True)
+
+
+_FEWER = "ask for fewer --jobs; the preparation then goes on where it stopped"
 
 
 def _write(source: Source, partial: Path, jobs: int, track: Track) -> None:
