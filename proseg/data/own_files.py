@@ -72,8 +72,9 @@ class Files:
 
     def named(self, cell: str, where: str) -> Path:
         """The file of a cell of a manifest."""
-        path = self.folder / PurePosixPath(cell)  # if it is absolute, it is all
-        if not path.is_relative_to(self.folder) or {"..", "\0"} & {*path.parts, *cell}:
+        name = PurePosixPath(cell)
+        path = self.folder / name  # if the name is absolute, it is the path
+        if not path.is_relative_to(self.folder) or {"..", "\0"} & {*name.parts, *cell}:
             raise DataError(f"{where}: {cell} leads out of {self.folder}; name files by their path below this folder")
         self.check(path, where)
         return path
