@@ -1,5 +1,6 @@
 """Data sets by name: prepared once, by whoever comes first, and every dead end names the ways on."""
 
+import errno
 import sys
 import threading
 import time
@@ -290,6 +291,23 @@ def test_the_listing_knows_what_was_prepared_begun_and_damaged(volumes: Path, ho
     assert "the same `data prepare` goes on" in lines["next"].about
     with pytest.raises(DataError, match=r"there is no data set 'new': use one of .*npc, mr, old, or the path"):
         open_data("new", home)
+
+
+def test_a_store_that_may_not_be_read_does_not_hide_the_others(
+    volumes: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def read_text(path: Path, *how: Any) -> str:
+        if path.parent.name == "old":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return as_it_is(path, *how)
+
+    prepare_npc(volumes, "mr", home)
+    prepare_npc(volumes, "old", home)
+    as_it_is = Path.read_text
+    monkeypatch.setattr(Path, "read_text", read_text)
+    lines = {line.name: line for line in listing(home)}
+    assert lines["mr"].state == "prepared"
+    assert lines["old"].about == f"{home}/prepared/old/manifest.json cannot be read (Permission denied)"
 
 
 def test_a_name_comes_before_a_folder_of_that_name(volumes: Path, home: Path, monkeypatch: pytest.MonkeyPatch):

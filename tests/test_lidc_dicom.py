@@ -452,6 +452,13 @@ def test_a_missing_series_is_named(one: Path, database: Path, scans: dict[str, S
     assert {skipped.why for skipped in source.skipped} == {f"{one} holds no image of it"}
 
 
+def test_a_damaged_file_is_told_of_before_the_series_that_are_missing(one: Path, database: Path):
+    (one / "000001.dcm").write_bytes(b"")
+    first, *others = lidc_dicom.source(one, selection="any", outline=True, database=database).skipped
+    assert first.what == str(one / "000001.dcm")
+    assert {skipped.why for skipped in others} == {f"{one} holds no image of it"}
+
+
 def test_a_series_that_the_selection_does_not_need_is_not_missed(folder: Path, database: Path):
     source = lidc_dicom.source(folder / PATIENTS[1], selection="paper", outline=True, database=database)
     assert [PATIENTS[2] in skipped.what for skipped in source.skipped] == [True]

@@ -111,7 +111,7 @@ def source(folder: Path, *, selection: Selection, outline: bool, database: Path 
         parts=tuple(series),
         read=partial(read, selection=selection, outline=outline),
         identity=identity_of([database, *used], selection=selection, outline=outline),
-        skipped=(*missing, *found.skipped),
+        skipped=(*found.skipped, *missing),
     )
 
 

@@ -260,7 +260,7 @@ def _dataset(file: h5py.File, key: str) -> h5py.Dataset:
         raise DataError(f"{file.filename}: no key '{key}'; found {', '.join(sorted(file)) or 'none'}")
     with _damage_of(file, key):
         item = file[key] if isinstance(file.get(key, getlink=True), h5py.HardLink) else None
-        elsewhere = item is None or isinstance(item, h5py.Dataset) and (item.external or item.is_virtual)
+        elsewhere = item is None or (isinstance(item, h5py.Dataset) and (item.external or item.is_virtual))
     if elsewhere:
         raise DataError(f"{file.filename}: '{key}' is a link, or leads to another file; store the array itself there")
     if not isinstance(item, h5py.Dataset) or item.dtype.kind not in NUMERIC_KINDS:

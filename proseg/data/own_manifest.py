@@ -60,7 +60,8 @@ def read_csv(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
     """The columns of a table, and its rows by their number; the header is the first, as in a spreadsheet.
 
     Raises:
-        DataError: it is no table in UTF-8 with commas between the cells, or a row has more or fewer cells than the header.
+        DataError: it is no table in UTF-8 with commas between the cells, or a row has more or fewer of them than the
+            header.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:

@@ -56,7 +56,7 @@ class Source:
     folds: tuple[Fold, ...] | None = None
     """The partition that came with the data; None deals patients into four."""
     skipped: tuple[Skipped, ...] = ()
-    """What was left out before any pixel was read."""
+    """What was left out before any pixel was read; told of after what turned out to be damaged."""
     raters: tuple[str, ...] = ()
     """Their names where they are people; in the order of the annotations."""
     channels: tuple[str, ...] = ()
@@ -141,7 +141,9 @@ def _make(source: Source, folder: Path, jobs: int, track: Track) -> None:
             f"a process that read parts of {source.description.name} was killed, perhaps for want of memory: {_FEWER}"
         ) from None
     except MemoryError:
-        raise DataError(f"there is too little memory to read the parts of {source.description.name}: {_FEWER}") from None
+        raise DataError(
+            f"there is too little memory to read the parts of {source.description.name}: {_FEWER}"
+        ) from None
     except (DataError, OSError):  # an interruption leaves what was written, to go on from
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -162,17 +164,17 @@ def _write(source: Source, partial: Path, jobs: int, track: Track) -> None:
             if writer.full:
                 writer.cut()
                 _note(source, writer, number, skipped)
-        writer.finish(source.folds, skipped=skipped, **_origin(source))
+        writer.finish(source.folds, skipped=(*skipped, *source.skipped), **_origin(source))
 
 
 Begun = tuple[Writer, int, tuple[Skipped, ...]]
-"""Who writes on, how many parts of the source he has, and what has been skipped."""
+"""Who writes on, how many parts of the source he has, and what of them has been skipped."""
 
 
 def _begun(source: Source, partial: Path) -> Begun:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    return Writer(partial, source.description), 0, source.skipped
+    return Writer(partial, source.description), 0, ()
 
 
 def _taken_up(source: Source, partial: Path) -> Begun | None:
