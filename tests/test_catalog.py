@@ -16,6 +16,7 @@ from proseg.data import catalog
 from proseg.data.case import Slice
 from proseg.data.catalog import NAMES, Prepared, listing, missing, npc_folder, open_data, prepare_named
 from proseg.data.kinds import Choices
+from proseg.data.reading import silent
 from proseg.data.store import ARROW, MANIFEST, Description, Store, write
 from proseg.errors import DataError
 
@@ -349,9 +350,9 @@ SAID = {"size": (64, 96), "fit": "zoom", "classes": 3, "window": (-1.0, 2.0), "s
 @pytest.mark.parametrize(
     ("kind", "choices", "options"),
     [
-        ("lidc-dicom", {}, {"selection": "paper", "outline": True}),
-        ("lidc-dicom", {"selection": "any", "outline": "out"}, {"selection": "any", "outline": False}),
-        ("lidc-dicom", {"outline": "in"}, {"selection": "paper", "outline": True}),
+        ("lidc-dicom", {}, {"selection": "paper", "outline": True, "track": silent}),
+        ("lidc-dicom", {"selection": "any", "outline": "out"}, {"selection": "any", "outline": False, "track": silent}),
+        ("lidc-dicom", {"outline": "in"}, {"selection": "paper", "outline": True, "track": silent}),
         ("lidc-pickle", {}, {}),
         ("own", {}, OWN),
         ("own", SAID, {"name": "mr", **SAID}),
