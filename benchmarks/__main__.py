@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.timing import Row, publish
 
-QUICK = ("step", "samples", "metrics", "loading", "evaluation", "memory")
+QUICK = ("step", "samples", "metrics", "loading", "reading", "evaluation", "memory")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -33,7 +33,7 @@ def measure(
             pass
 
     ours(), naive()
-    measured = [(_cost(ours), _cost(naive)) for _ in range(repeats)]
+    measured = [(cost(ours), cost(naive)) for _ in range(repeats)]
     name = f"epoch of {len(rows)} slices"
     return [
         Row(name, [mine[i] for mine, _ in measured], [rival[i] for _, rival in measured], unit, note=note)
@@ -41,7 +41,7 @@ def measure(
     ]
 
 
-def _cost(job: Job) -> tuple[float, float]:
+def cost(job: Job) -> tuple[float, float]:
     began = _cpu(), time.perf_counter()
     job()
     return _cpu() - began[0], time.perf_counter() - began[1]

@@ -70,17 +70,18 @@ def data_prepare(
         except KeyboardInterrupt:
             render.error(f"interrupted; the same command goes on with {name} where it stopped")
             raise typer.Exit(INTERRUPTED) from None
-        _tell(prepared, name, as_json=as_json)
+        _tell(prepared, source, name, as_json=as_json)
 
 
-def _tell(prepared: "Prepared", name: str, *, as_json: bool) -> None:
-    """What was prepared, and the command that comes next; a space to begin with is written beside."""
+def _tell(prepared: "Prepared", source: str, name: str, *, as_json: bool) -> None:
+    """What was prepared, and the command that comes next; where no shipped space fits, one is written beside."""
     from orchestrator.template import write_template
     from proseg.data.catalog import NAMES
+    from proseg.data.kinds import find_kind
 
-    store, shipped = prepared.store, name in NAMES  # there is a space for those
+    store, shipped = prepared.store, name if name in NAMES else find_kind(source).space
     template = None if shipped else write_template(store, name, Path.cwd())
-    space = name if shipped else f"{name}.toml"
+    space = f"{name}.toml" if shipped is None else shipped if shipped == name else f"{shipped} --data {name}"
     if as_json:
         m = store.manifest
         counts = {key: getattr(m, key) for key in ("slices", "patients", "volumes", "raters", "channels", "height",

@@ -27,6 +27,9 @@ QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: Tune would go on as if all were done
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # of Tune's own state, which nobody reads: ours is the log
 }
+EQUAL = {"RAY_worker_niceness": "0"}
+"""Ray's processes give way to all others (nice 15): beside any other program a training would nearly come to a
+standstill. Whoever wants that says `nice proseg-tune launch`."""
 PATIENT = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "600"}
 """In the processes of the trials: where an ended trial has not let go in two seconds, its default, Tune drops the next
 trial without a word to the searcher, and the search waits for ever."""
@@ -34,7 +37,7 @@ trial without a word to the searcher, and the search waits for ever."""
 
 def environment(*, local: bool, verbose: bool) -> None:
     """What must be said to Ray before it is imported, unless the user has said otherwise."""
-    for name, value in (QUIET | PATIENT).items():
+    for name, value in (QUIET | EQUAL | PATIENT).items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "1" if verbose else "0")  # the new output has no way to be silent
     # A trial that fails is ours to report: Tune would print its traceback.

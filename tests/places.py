@@ -43,6 +43,10 @@ class Place:
         defaults = {"data": str(self.store.folder), "search": SEARCH, "scheduler": {"grace_epochs": 1}}
         values = space_values(**(defaults | changes))
         del values["base"]["optim.grad_clip"]
+        return self.write(values)
+
+    def write(self, values: dict[str, Any]) -> str:
+        """The path of a space of these values."""
         path = self.folder / "mine.toml"
         path.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in values.items()))
         return str(path)

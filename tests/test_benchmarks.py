@@ -111,6 +111,7 @@ COMMANDS = {
     "samples": "--samples 3 --side 16",
     "metrics": "--samples 3 --side 16 --depth 0",
     "loading": "--slices 8 --batch-size 4 --workers 0 --data DATA",
+    "reading": "--slices 8 --batch-size 4 --workers 0 --data DATA",
     "evaluation": "--slices 2 --samples 2 --data DATA",
     "data": "--slices 9 --side 8 --raters 2 --jobs 1",
 }

@@ -669,6 +669,17 @@ def test_npc_under_its_own_name_needs_no_space(prepare, tmp_path: Path):
     assert list(tmp_path.glob("*.toml")) == []
 
 
+def test_lidc_under_any_name_is_searched_by_its_own_space(prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from proseg.data import npc
+    from proseg.data.kinds import KINDS
+
+    lidc = replace(KINDS["lidc-pickle"], open=lambda path, name, choices, track: npc.source(path))
+    monkeypatch.setitem(KINDS, "lidc-pickle", lidc)
+    result = run("data", "prepare", "lidc-pickle", "--from", "files", "--name", "mine", "--jobs", "1")
+    assert "next: proseg-tune launch lidc --data mine" in result.stdout
+    assert list(tmp_path.glob("*.toml")) == []
+
+
 def test_prepared_data_as_json(prepare, tmp_path: Path, home: Path):
     found = json.loads(prepare("mr", "--json").stdout)
     assert (found["name"], found["folder"], found["anew"]) == ("mr", str(home / "prepared/mr"), True)

@@ -436,8 +436,8 @@ def test_a_prepared_standin_differs_by_volume_as_the_real_raters_do(standin: Pat
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything: run the tests as another user")
 @pytest.mark.parametrize("place", ["training/Sample_0.h5", "training"])
 def test_what_must_not_be_read_is_named(tmp_path: Path, place: str):
-    write_volume(tmp_path / "training/Sample_0.h5")
-    write_volume(tmp_path / "validation/Sample_1.h5")
+    for name in ("training/Sample_0.h5", "training/Sample_1.h5", "validation/Sample_2.h5"):
+        write_volume(tmp_path / name)
     (tmp_path / place).chmod(0)
     with pytest.raises(DataError, match=rf"{place}: no permission"):
         npc.source(tmp_path)

@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import tomllib
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from orchestrator.results import median_objective, read_trials
 from orchestrator.study import Study, find_study, read_state
 from proseg.records import read_epochs
+from search_spaces import find_space
 from tests.places import SEARCH, Place, mlflow_runs, wait_for_epoch
 from tests.studies import make_store, space_values
 
@@ -279,3 +281,30 @@ def test_a_search_of_which_every_trial_fails_says_why(place: Place):
     assert "Traceback" not in result.stdout + result.stderr
     assert read_state(find_study(place.home, "doomed")) == "failed"
     assert place.left_behind() == []
+
+
+# NPC
+
+
+def test_npc_goes_from_its_files_to_an_exported_model(tmp_path: Path):
+    """npc.toml itself, on the stand-in, but for what makes it a GPU's job."""
+    from mlflow import MlflowClient
+
+    place = Place(tmp_path, make_store(tmp_path / "blobs"))
+    assert place.run("data", "standin", "npc", "--subjects", "4,2,2", "--out", "files").returncode == 0
+    prepared = place.run("data", "prepare", "npc", "--from", "files", "--name", "npc")
+    assert "next: proseg-tune launch npc" in prepared.stdout, prepared.stderr
+    found = find_space("npc")
+    whole = tomllib.loads(Path(found.file).read_text())
+    small = {"base": {"model.width": 4, "model.levels": 3}, "budget": {"trials": 2, "epochs": 1}, "confirm": {"top": 0},
+             "final": [{"data": "npc", "epochs": 1}]}  # fmt: skip
+    launched = place.run("launch", place.write(whole | small), "--study", "n")
+    assert launched.returncode == 0, launched.stdout + launched.stderr
+    assert "NPC stand-in: synthetic volumes, no patient, no expert." in launched.stdout
+    best = place.run("best", "n", "--export", "model", "--json")
+    assert best.returncode == 0, best.stderr
+    assert json.loads(best.stdout)["folds"][0]["data"] == "npc-standin"
+    assert "synthetic" in (tmp_path / "model" / "README.md").read_text()
+    run = place.mlflow_runs("n")["study"]
+    logged = MlflowClient(f"sqlite:///{place.home}/mlflow/mlflow.db").list_artifacts(run.info.run_id, "data")
+    assert "data/report.md" in {entry.path for entry in logged}

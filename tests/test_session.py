@@ -27,7 +27,7 @@ NODES = [
 @pytest.fixture
 def own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What is said to Ray does not outlive the test."""
-    for name in [*session.QUIET, "RAY_AIR_NEW_OUTPUT", "TUNE_PRINT_ALL_TRIAL_ERRORS"]:
+    for name in [*session.QUIET, *session.EQUAL, "RAY_AIR_NEW_OUTPUT", "TUNE_PRINT_ALL_TRIAL_ERRORS"]:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     before = dict(os.environ)
@@ -44,6 +44,7 @@ def test_ray_is_told_to_be_quiet_and_to_leave_ctrl_c_to_us():
     session.environment(local=True, verbose=False)
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
     assert os.environ["TUNE_DISABLE_SIGINT_HANDLER"] == "1"
+    assert os.environ.items() >= session.EQUAL.items()
     assert (os.environ["RAY_AIR_NEW_OUTPUT"], os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"]) == ("0", "0")
 
 

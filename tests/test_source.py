@@ -405,7 +405,8 @@ def test_parts_that_do_not_go_together_are_named(tmp_path: Path, changes: dict, 
 
 
 def test_a_source_of_which_all_was_skipped_says_why(tmp_path: Path):
-    sentence = refused(make_source(0), tmp_path / "blobs")
+    fold = Fold(0, ("p0",), ("p1",), ("p2",))
+    sentence = refused(make_source(0, folds=(fold,)), tmp_path / "blobs")
     assert "no slice was found in its source (1 skipped, the first is readme.txt: no image)" in sentence
 
 

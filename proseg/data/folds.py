@@ -51,7 +51,7 @@ def check_folds(folds: Sequence[Fold], patients: Iterable[str]) -> None:
     """Whether each of the folds that came with the data is a partition of its patients.
 
     Raises:
-        ValueError: a patient is in two parts or in none, or a part has no patient.
+        ValueError: a patient is in two parts or in none.
     """
     known = set(patients)
     for fold in folds:
@@ -61,8 +61,14 @@ def check_folds(folds: Sequence[Fold], patients: Iterable[str]) -> None:
                 raise ValueError(f"patient {min(some & more)} is in two parts of fold {fold.index}: {one} and {other}")
         if left_out := known - set().union(*parts.values()):
             raise ValueError(f"patient {min(left_out)} is in no part of fold {fold.index}")
-        for name, part in parts.items():
-            if not part & known:
+
+
+def check_parts(folds: Sequence[Fold], patients: Iterable[str]) -> None:
+    """Whether there is somebody to train, to validate and to test on; raises ValueError where there is not."""
+    known = set(patients)
+    for fold in folds:
+        for name, part in (("train", fold.train), ("val", fold.val), ("test", fold.test)):
+            if known.isdisjoint(part):
                 raise ValueError(f"no patient with a slice is in the {name} part of fold {fold.index}")
 
 

@@ -49,6 +49,8 @@ class Kind:
     """Fields of `Choices` which it takes."""
     open: Callable[[Path, str, Choices, Track], Source]
     """Looks at a path and refuses what it must, without reading pixels; of the data set's name and what was asked."""
+    space: str | None = None
+    """The shipped search space that fits whatever is prepared from it."""
 
     def source(self, path: Path, name: str, choices: Choices, track: Track = silent) -> Source:
         """The source at `path`; where there is much to look through, `track` shows how far that is.
@@ -101,8 +103,8 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("lidc-dicom", "a folder of LIDC-IDRI's DICOM series, in any layout", ("selection", "outline"),
-             _lidc_dicom),
-        Kind("lidc-pickle", "MedicalMatting's lidc_attributes.pkl", (), _lidc_pickle),
+             _lidc_dicom, space="lidc"),
+        Kind("lidc-pickle", "MedicalMatting's lidc_attributes.pkl", (), _lidc_pickle, space="lidc"),
         Kind("npc", "a folder in the layout of MMIS-2024 task 1 (HDF5)", ("size", "fit"), _npc),
         Kind("own", "a manifest (.csv, .parquet), or a folder of images/ and masks/RATER/", _OWN, _own),
     )

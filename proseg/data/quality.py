@@ -23,6 +23,8 @@ BYTES_AT_ONCE = 2**24
 """Of masks, or of an image's pixels, that are looked at together."""
 REPORTING = 1
 """Raise it when the report changes: those that were kept before are then written anew."""
+NORMALISED = (-10.0, 10.0)
+"""What intensities are expected to lie in where a data set came normalised."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,22 +237,17 @@ class _Volumes:
 
 def _of_images(store: Store, rows: range) -> dict[str, np.ndarray]:
     """The columns of `Facts` that images tell."""
-    low, high = plausible(store.manifest)
+    low, high = _plausible(store.manifest)
     images = np.stack([store.image(row) for row in rows]).reshape(len(rows), store.manifest.channels, -1)
-    beyond = ~((images >= low) & (images <= high))  # so that NaN is beyond
     digests = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
     return {
-        "constant": (images == images[..., :1]).all(2).any(1),
-        "beyond": beyond.mean((1, 2)),
+        "constant": (images == images[..., :1]).all(2),
+        "beyond": ((images < low) | (images > high)).mean((1, 2)),
         "digest": np.array(digests, "V16"),
     }
 
 
-NORMALISED = (-10.0, 10.0)
-"""What intensities are expected to lie in where a data set came normalised."""
-
-
-def plausible(m: Manifest) -> tuple[float, float]:
+def _plausible(m: Manifest) -> tuple[float, float]:
     """The window and half of its width on either side: room for bone and metal, none for another scale."""
     low, high = m.window or NORMALISED
     margin = (high - low) / 2

@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from proseg.data.manifest import Manifest, Skipped
 from proseg.data.quality import Distances, Quality, highlights
-from proseg.data.store import Manifest, Store
+from proseg.data.store import Store
 from proseg.data.suspicions import Suspicion
 from proseg.figures import area_ranks, contact_sheet, rank_shares, rater_matrix
 from proseg.records import write_atomically
 
 REPORT, SAMPLES, DISTANCES, RANKS = "report.md", "samples.png", "distances.png", "ranks.png"
 SAMPLE_SLICES = 24
+SKIPPED_SHOWN = 50
 PERCENTILES = (5, 25, 50, 75, 95)
 
 
@@ -31,19 +33,17 @@ def write_page(quality: Quality, store: Store, folder: Path) -> Path:
 
 
 def _figures(quality: Quality, store: Store) -> dict[str, Figure]:
-    """The pictures by file name; where nobody drew anything there is nothing to show."""
+    """The pictures by file name; where nobody drew anything there are no outlines and no ranks to show."""
     m = quality.manifest
     label = f"{m.name}, {m.label}"
     kind = "raters are ranks, sorted by area" if m.sorted_raters else "raters as they are, not sorted"
     figures = {}
     if quality.areas.any():
         figures[SAMPLES] = contact_sheet(store, SAMPLE_SLICES)
-    if m.raters > 1:
-        named = {f"by {each.case}": each.mean for each in _shown(quality)}
-        counts = f"{m.slices} slices, {m.patients} patients; {kind}"
-        figures[DISTANCES] = rater_matrix(named, counts=counts, label=label)
-    if len(quality.drawn) and m.raters > 1:
         figures[RANKS] = area_ranks({kind: quality.drawn}, unit="slices", label=label)
+    named = {f"by {each.case}": each.mean for each in _shown(quality)}
+    counts = f"{m.slices} slices, {m.patients} patients; {kind}"
+    figures[DISTANCES] = rater_matrix(named, counts=counts, label=label)
     return figures
 
 
@@ -69,14 +69,13 @@ def page(quality: Quality, pictures: set[str]) -> str:
         _section("Splits", m, _splits(quality)),
         _section("Suspicious", m, _suspicious(quality.suspicions)),
     ]
-    skipped = m.skipped
-    if skipped:
-        sections.append(_section("Left out", m, _left_out(skipped)))
-    return "\n\n".join(sections) + "\n"
+    if m.skipped:
+        sections.append(_section("Left out", m, _left_out(m.skipped)))
+    return _blocks(*sections) + "\n"
 
 
-def _section(title: str, m: Manifest, *blocks: str) -> str:
-    return "\n\n".join([_line(f"## {title} ({m.name}: {m.label})"), *filter(None, blocks)])
+def _section(title: str, m: Manifest, content: str) -> str:
+    return _blocks(_line(f"## {title} ({m.name}: {m.label})"), content)
 
 
 # What it is
@@ -88,18 +87,16 @@ def _facts(quality: Quality) -> str:
     there = quality.present.sum(1)
     annotated = ", ".join(f"{n} in {_count((there == n).sum(), 'slice')}" for n in np.unique(there)[::-1])
     window = f"{m.window[0]:g} to {m.window[1]:g}" if m.window else "none: the intensities came normalised"
+    names = [("their names", ", ".join(f"A{place + 1} {name}" for place, name in enumerate(m.rater_names)))]
     rows = [
         ("label", m.label), ("licence", m.licence), ("slices", m.slices), ("volumes", m.volumes),
         ("patients", m.patients), ("a case of the evaluation is", f"a {m.unit}"),
-        ("raters", f"{m.raters}, {_order(m)}"), ("raters who annotated", annotated),
+        ("raters", f"{m.raters}, {_order(m)}"), *(names if m.rater_names else ()), ("raters who annotated", annotated),
         ("image", f"{m.height} x {m.width} pixels, {m.dtype}"),
         ("channels", _named(m.channels, m.channel_names)), ("classes", m.classes), ("window", window),
         ("spacing, mm", ", ".join(f"{axis} {_range(values)}" for axis, values in sides)),
         ("fingerprint", f"`{m.fingerprint}`"),
     ]  # fmt: skip
-    names = m.rater_names
-    if names:
-        rows.insert(7, ("their names", ", ".join(f"A{place + 1} {name}" for place, name in enumerate(names))))
     return _table(("what", "value"), rows)
 
 
@@ -124,10 +121,8 @@ def _areas(quality: Quality) -> str:
     m = quality.manifest
     square = quality.spacing[:, 1] * quality.spacing[:, 2]
     units = {"pixels": np.ones(m.slices), "mm²": square}
-    tables = (
-        _line(f"Areas in {unit} ({m.label}):") + "\n\n" + _areas_in(quality, size) for unit, size in units.items()
-    )
-    return "\n\n".join(["Means and percentiles are those of masks that are not empty.", *tables])
+    tables = (_blocks(_line(f"Areas in {unit} ({m.label}):"), _areas_in(quality, size)) for unit, size in units.items())
+    return _blocks("Means and percentiles are those of masks that are not empty.", *tables)
 
 
 def _areas_in(quality: Quality, size: np.ndarray) -> str:
@@ -156,17 +151,16 @@ def _spread(values: np.ndarray) -> list[str]:
 
 
 def _distances(quality: Quality, pictures: set[str]) -> str:
-    blocks = [
+    ranks = "The raters are ranks, sorted by area in every image: they say nothing of persons."
+    return _blocks(
         "1 - IoU of two raters, mean over the cases that both annotated; with several classes the mean over them. "
         "Where two empty masks lie 1 apart, as in the published code, the numbers are partly a count of empty slices.",
         _picture(DISTANCES, pictures),
         *(_matrix(each, quality) for each in _shown(quality)),
         "d_aa (eq. 20) is the mean over all ordered pairs of raters, each with himself included, which lies 0 apart; "
         "the last table is that of the evaluation.",
-    ]
-    if quality.manifest.sorted_raters:
-        blocks.append("The raters are ranks, sorted by area in every image: they say nothing of persons.")
-    return "\n\n".join(filter(None, blocks))
+        ranks if quality.manifest.sorted_raters else "",
+    )
 
 
 def _matrix(distances: Distances, quality: Quality) -> str:
@@ -178,7 +172,7 @@ def _matrix(distances: Distances, quality: Quality) -> str:
     found = (f"**d_aa {distances.d_aa:.4f}**, between two raters {distances.between:.4f}" if distances.cases
              else "nothing to compare")  # fmt: skip
     title = _line(f"By {distances.case}, {distances.cases} with two raters or more ({m.label}): {found}.")
-    return title + "\n\n" + _table(("", *quality.raters), rows)
+    return _blocks(title, _table(("", *quality.raters), rows))
 
 
 def _ranks(quality: Quality, pictures: set[str]) -> str:
@@ -194,7 +188,7 @@ def _ranks(quality: Quality, pictures: set[str]) -> str:
     head = ("", *(f"rank {rank + 1}" for rank in range(m.raters)))
     text = (f"How often each rater draws the smallest (rank 1) to the largest mask, in {_count(len(drawn), 'slice')} "
             f"that somebody outlined. {said}")  # fmt: skip
-    return "\n\n".join(filter(None, [text, _picture(RANKS, pictures), _table(head, rows)]))
+    return _blocks(text, _picture(RANKS, pictures), _table(head, rows))
 
 
 # Splits, and what is odd
@@ -205,34 +199,35 @@ def _splits(quality: Quality) -> str:
         (fold.index, *(f"{patients} / {slices}" for patients, slices in parts.values()))
         for fold, parts in zip(quality.manifest.folds, quality.parts, strict=True)
     ]
-    return "Patients / slices of every part.\n\n" + _table(("fold", "train", "validation", "test"), rows)
+    return _blocks("Patients / slices of every part.", _table(("fold", "train", "validation", "test"), rows))
 
 
 def _suspicious(found: Sequence[Suspicion]) -> str:
     if not found:
         return "Nothing was found."
-    return "\n\n".join(["What to look at; each of it can be right.", *map(_told, found)])
+    return _blocks("What to look at; each of it can be right.", *map(_told, found))
 
 
 def _told(one: Suspicion) -> str:
-    share = f" ({one.count / one.of:.1%})" if one.of else ""
-    lines = [f"**{one.summary}**{share}: {one.note}.", "", *(f"- {_line(text)}" for text in one.examples)]
+    told = f"**{one.summary}** ({one.count / one.of:.1%}): {one.note}."
+    lines = [told, "", *(f"- {_line(text)}" for text in one.examples)]
     if one.count > len(one.examples):
         lines.append("- ...")
     return "\n".join(lines)
 
 
-def _left_out(skipped: Sequence[object]) -> str:
-    items = [one if isinstance(one, dict) else vars(one) for one in skipped]
-    rows = [(one["what"], one["why"]) for one in items[:SKIPPED_SHOWN]]
-    more = "" if len(items) <= SKIPPED_SHOWN else f" The first {SKIPPED_SHOWN}:"
-    return f"{len(items)} left out.{more}\n\n" + _table(("what", "why"), rows)
-
-
-SKIPPED_SHOWN = 50
+def _left_out(skipped: Sequence[Skipped]) -> str:
+    rows = [(one.what, one.why) for one in skipped[:SKIPPED_SHOWN]]
+    more = "" if len(skipped) <= SKIPPED_SHOWN else f" The first {SKIPPED_SHOWN}:"
+    return _blocks(f"{len(skipped)} left out.{more}", _table(("what", "why"), rows))
 
 
 # Markdown
+
+
+def _blocks(*blocks: str) -> str:
+    """One below the other, those that are not empty."""
+    return "\n\n".join(filter(None, blocks))
 
 
 def _picture(name: str, pictures: set[str]) -> str:

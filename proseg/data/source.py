@@ -7,9 +7,9 @@ without reading pixels, and returns a `Source`. `prepare` reads its parts in sev
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -19,15 +19,13 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
 
 from proseg.data.case import Slice
-from proseg.data.folds import Fold, check_folds
+from proseg.data.folds import Fold, check_folds, check_parts
 from proseg.data.manifest import MANIFEST, Description, Manifest, Skipped
 from proseg.data.reading import Track, in_order, silent
 from proseg.data.store import Store
 from proseg.data.writer import Writer, publish, room_for
 from proseg.errors import DataError
 from proseg.records import write_atomically
-
-__all__ = ["Part", "Skipped", "Source", "identity_of", "prepare"]
 
 PROGRESS = "progress.json"
 """Lies in the folder of a preparation under way, and is written anew after each complete file."""
@@ -111,9 +109,18 @@ def unfinished(folder: Path) -> Path:
 
 def _check_split(source: Source) -> None:
     """Before anything is read: no patient is in two parts, and none is empty."""
+    for fold in source.folds or ():
+        patients = (*fold.train, *fold.val, *fold.test)
+        with _named(source):
+            check_folds([fold], patients)
+            check_parts([fold], patients)
+
+
+@contextmanager
+def _named(source: Source) -> Iterator[None]:
+    """What is wrong with the split is the user's to know."""
     try:
-        for fold in source.folds or ():
-            check_folds([fold], (*fold.train, *fold.val, *fold.test))
+        yield
     except ValueError as error:
         raise DataError(f"data set {source.description.name!r}: {error}") from None
 
@@ -164,7 +171,11 @@ def _write(source: Source, partial: Path, jobs: int, track: Track) -> None:
             if writer.full:
                 writer.cut()
                 _note(source, writer, number, skipped)
-        writer.finish(source.folds, skipped=(*skipped, *source.skipped), **_origin(source))
+        skipped = (*skipped, *source.skipped)
+        writer.tally.check_whole(skipped)
+        with _named(source):  # all slices of a part may have been skipped
+            check_parts(source.folds or (), writer.tally.patients)
+        writer.finish(source.folds, skipped=skipped, **_origin(source))
 
 
 Begun = tuple[Writer, int, tuple[Skipped, ...]]

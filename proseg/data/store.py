@@ -46,10 +46,10 @@ class Store:
             raise DataError(f"{folder} is damaged: it does not hold {m.slices} slices; {_advice(folder)}")
         self._starts = list(accumulate(rows, initial=0))[:-1]
         """The first row of every batch."""
-        self._images = self._views("image", (m.channels, m.height, m.width))
-        self._annotations = self._views("annotations", (m.raters, m.height, m.width))
-        self._rater_masks = [views.view(bool) for views in self._views("rater_mask", (m.raters,))]
-        self._spacings = self._views("spacing", (3,))
+        self._images = self._views("image", m.dtype, (m.channels, m.height, m.width))
+        self._annotations = self._views("annotations", "uint8", (m.raters, m.height, m.width))
+        self._rater_masks = self._views("rater_mask", "bool", (m.raters,))
+        self._spacings = self._views("spacing", "float64", (3,))
 
     @cached_property
     def patients(self) -> np.ndarray:
@@ -64,7 +64,7 @@ class Store:
     @cached_property
     def z(self) -> np.ndarray:
         """[N] float, position along the volume's axis, mm."""
-        return np.concatenate([batch.column("z").to_numpy() for batch in self._batches])
+        return np.concatenate([_values(batch.column("z"), "float64") for batch in self._batches])
 
     def image(self, row: int) -> np.ndarray:
         """[C, H, W], a view of the mapped file."""
@@ -128,10 +128,10 @@ class Store:
     def _strings(self, column: str) -> np.ndarray:
         return np.array([text for batch in self._batches for text in batch.column(column).to_pylist()])
 
-    def _views(self, column: str, shape: tuple[int, ...]) -> list[np.ndarray]:
+    def _views(self, column: str, dtype: str, shape: tuple[int, ...]) -> list[np.ndarray]:
         """Of every batch [rows, *shape], without a copy."""
-        columns = [batch.column(column) for batch in self._batches]
-        return [one.values.to_numpy(zero_copy_only=True).reshape(-1, *shape) for one in columns]
+        columns = [batch.column(column).values for batch in self._batches]
+        return [_values(one, dtype).reshape(-1, *shape) for one in columns]
 
     def _view(self, views: list[np.ndarray], row: int) -> np.ndarray:
         batch = bisect_right(self._starts, int(row)) - 1
@@ -187,6 +187,12 @@ def _map(path: Path, file: ArrowFile, manifest: Manifest) -> list[pa.RecordBatch
     if sum(batch.num_rows for batch in batches) != file.slices:
         raise DataError(f"{path} is damaged: it does not hold {file.slices} slices; {advice}")
     return batches
+
+
+def _values(array: pa.Array, dtype: str) -> np.ndarray:
+    """What an array of numbers holds, without a copy, and without its own `to_numpy`, which loads pandas (30 MB)."""
+    start = array.offset * np.dtype(dtype).itemsize
+    return np.frombuffer(array.buffers()[1], dtype, len(array), start)
 
 
 def _advice(folder: Path) -> str:

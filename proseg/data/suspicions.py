@@ -1,7 +1,9 @@
 """What is odd in a data set: what a person should look at before trusting a number that rests on it.
 
 Nothing here is an error, for each of it can be right: a lesion at the edge of the image, two experts who agree to the
-pixel. Letters: N slices, R raters, K classes.
+pixel. What cannot be right, as a slice that stands twice or a pixel that is no number, the writer of a store refuses.
+
+Letters: N slices, R raters (two or more), K classes, C channels.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -54,7 +56,7 @@ class Facts:
     spacing: np.ndarray
     """[N, 3] (z, y, x) in mm."""
     areas: np.ndarray
-    """[N, R, K] pixels."""
+    """[N, R, K] pixels; 0 where the rater is missing, whose mask counts as empty below, too."""
     same: np.ndarray
     """[N, R, R] bool: the masks of the two are identical."""
     border: np.ndarray
@@ -62,23 +64,21 @@ class Facts:
     apart: np.ndarray
     """[N, R] bool: the mask has no pixel in common with any other, though others are not empty."""
     constant: np.ndarray
-    """[N] bool: all pixels of a channel are equal."""
+    """[N, C] bool: all pixels of the channel are equal."""
     beyond: np.ndarray
-    """[N] share of the pixels that are far outside of the window, or no number."""
+    """[N] share of the pixels that are far outside of the window."""
     digest: np.ndarray
     """[N] hash of the image, 16 bytes."""
 
     @cached_property
     def foreground(self) -> np.ndarray:
         """[N, R] pixels of any class; 0 where the rater is missing."""
-        return np.where(self.present, self.areas.sum(2), 0)
+        return self.areas.sum(2)
 
     @cached_property
     def volumes(self) -> list[np.ndarray]:
         """The rows of every volume, in file order."""
-        _, volume_of = np.unique(self.store.volumes, return_inverse=True)
-        order = np.argsort(volume_of, kind="stable")
-        return np.split(order, np.flatnonzero(np.diff(volume_of[order])) + 1)
+        return _alike(self.store.volumes)
 
     def name(self, row: int) -> str:
         return f"{self.store.volumes[row]} at z = {self.store.z[row]:g}"
@@ -94,9 +94,10 @@ def suspicions(facts: Facts) -> tuple[Suspicion, ...]:
 
 
 def _duplicates(facts: Facts) -> Iterator[Suspicion]:
-    """Constant images are all alike and say nothing of where they come from."""
-    patients, images = facts.store.patients, int((~facts.constant).sum())
-    groups = [rows for rows in _alike(facts.digest) if not facts.constant[rows[0]]]
+    """Images that are constant are all alike and say nothing of where they come from."""
+    patients, blank = facts.store.patients, np.all(facts.constant, axis=1)
+    images = int((~blank).sum())
+    groups = [rows for rows in _alike(facts.digest) if len(rows) > 1 and not blank[rows[0]]]
     across = [rows for rows in groups if len(set(patients[rows])) > 1]
     within = [rows for rows in groups if len(set(patients[rows])) == 1]
     leaks = [(rows, sides) for rows in across if (sides := _sides(facts, rows))]
@@ -113,12 +114,11 @@ def _duplicates(facts: Facts) -> Iterator[Suspicion]:
                      "they count as often as they stand there")  # fmt: skip
 
 
-def _alike(digest: np.ndarray) -> list[np.ndarray]:
-    """Groups of two rows or more with one digest, in file order."""
-    _, image_of, counts = np.unique(digest, return_inverse=True, return_counts=True)
-    order = np.argsort(image_of, kind="stable")
-    groups = np.split(order, np.cumsum(counts)[:-1])
-    return sorted((rows for rows in groups if len(rows) > 1), key=lambda rows: int(rows[0]))
+def _alike(values: np.ndarray) -> list[np.ndarray]:
+    """The rows of each value of [N], in file order, as are the groups."""
+    _, value_of, counts = np.unique(values, return_inverse=True, return_counts=True)
+    groups = np.split(np.argsort(value_of, kind="stable"), np.cumsum(counts)[:-1])
+    return sorted(groups, key=lambda rows: int(rows[0]))
 
 
 def _sides(facts: Facts, rows: np.ndarray) -> str:
@@ -135,14 +135,14 @@ def _sides(facts: Facts, rows: np.ndarray) -> str:
 
 def _intensities(facts: Facts) -> Iterator[Suspicion]:
     m = facts.store.manifest
-    constant, beyond = np.flatnonzero(facts.constant).tolist(), np.flatnonzero(facts.beyond > BEYOND).tolist()
+    constant, beyond = np.flatnonzero(facts.constant.any(1)).tolist(), np.flatnonzero(facts.beyond > BEYOND).tolist()
     yield _suspicion("images with a channel in which all pixels are equal", len(constant), m.slices,
                      map(facts.name, constant), "there is nothing to learn from it")  # fmt: skip
     window = f"the window {m.window[0]:g} to {m.window[1]:g}" if m.window else "what is usual of normalised intensities"
     yield _suspicion(
         f"images of which more than {BEYOND:.0%} lies far outside of {window}", len(beyond), m.slices,
         (f"{facts.name(row)}: {facts.beyond[row]:.0%}" for row in beyond),
-        "another unit or scale, padding, or pixels that are no numbers",
+        "another unit or scale, or padding",
     )  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def _classes(facts: Facts) -> Iterator[Suspicion]:
 def _places(facts: Facts) -> Iterator[Suspicion]:
     m, masks = facts.store.manifest, int((facts.foreground > 0).sum())
     whole = facts.foreground == m.height * m.width
-    border = facts.border & facts.present & ~whole
+    border = facts.border & ~whole
     yield _suspicion("masks that cover the whole image", int(whole.sum()), masks, _masks(facts, whole),
                      "an inverted mask, or one that was read as another class")  # fmt: skip
     yield _suspicion("masks that reach the border of the image", int(border.sum()), masks, _masks(facts, border),
@@ -170,15 +170,16 @@ def _places(facts: Facts) -> Iterator[Suspicion]:
 
 def _empty(facts: Facts) -> Iterator[Suspicion]:
     """Large is what is at least the median of all masks that are not empty."""
-    drawn, area = facts.foreground > 0, facts.foreground
-    if not drawn.any() or area.shape[1] < 2:
+    drawn, empty = facts.foreground > 0, facts.present & (facts.foreground == 0)
+    if not drawn.any():
         return
-    large, odd = np.median(area[drawn]), np.zeros_like(drawn)
+    large, odd = np.median(facts.foreground[drawn]), np.zeros_like(drawn)
+    area = np.where(facts.present, facts.foreground, np.nan)
     for rater in range(area.shape[1]):
-        others = np.delete(np.where(facts.present, area.astype(float), np.nan), rater, axis=1)
-        rows = np.flatnonzero(facts.present[:, rater] & ~drawn[:, rater] & ~np.isnan(others).all(1))
+        others = np.delete(area, rater, axis=1)
+        rows = np.flatnonzero(empty[:, rater] & ~np.isnan(others).all(1))
         odd[rows, rater] = np.nanmedian(others[rows], axis=1) >= large
-    yield _suspicion("empty masks where the others' are large", int(odd.sum()), int((facts.present & ~drawn).sum()),
+    yield _suspicion("empty masks where the others' are large", int(odd.sum()), int(empty.sum()),
                      _masks(facts, odd), "a rater who did not look there, or a file that was not read")  # fmt: skip
 
 
@@ -231,18 +232,13 @@ def _silent(facts: Facts) -> Iterator[Suspicion]:
 
 def _spacings(facts: Facts) -> Iterator[Suspicion]:
     spacing, volumes = facts.spacing, facts.volumes
-    good = np.all(np.isfinite(spacing) & (spacing > 0), axis=1)
-    bad = [rows for rows in volumes if not good[rows].all()]
-    yield _suspicion("volumes with a spacing that is not positive", len(bad), len(volumes), _spaced(facts, bad),
-                     "every length and area in mm is wrong")  # fmt: skip
-    sound = [rows for rows in volumes if good[rows].all()]
-    differing = [rows for rows in sound if _differ(spacing[rows])]
+    differing = [rows for rows in volumes if _differ(spacing[rows])]
     yield _suspicion(f"volumes whose slices differ in spacing by more than {UNEQUAL:.0%}", len(differing), len(volumes),
                      _spaced(facts, differing), "slices of two examinations under one name")  # fmt: skip
-    flat = [rows for rows in sound if (spacing[rows].max(1) > ANISOTROPY * spacing[rows].min(1)).any()]
+    flat = [rows for rows in volumes if (spacing[rows].max(1) > ANISOTROPY * spacing[rows].min(1)).any()]
     yield _suspicion(f"volumes whose voxels are more than {ANISOTROPY:g} times as long as wide", len(flat),
                      len(volumes), _spaced(facts, flat), "another unit, or axes in another order")  # fmt: skip
-    unit = [rows for rows in sound if (spacing[rows] == 1).all()]
+    unit = [rows for rows in volumes if (spacing[rows] == 1).all()]
     yield _suspicion("volumes whose voxels are 1 mm in all directions", len(unit), len(volumes), _spaced(facts, unit),
                      "taken where files do not say, as PNG, TIFF and NumPy never do: lengths and areas in mm then mean "
                      "pixels")  # fmt: skip
@@ -256,7 +252,7 @@ def _steps(facts: Facts) -> Iterator[Suspicion]:
     uneven = [(rows, steps) for rows, steps in several if _uneven(steps)]
     texts = (f"{facts.store.volumes[rows[0]]}: {steps.min():g} to {steps.max():g} mm" for rows, steps in uneven)
     yield _suspicion("volumes with unequal steps between their slices", len(uneven), len(several), texts,
-                     "a slice that is missing, stands twice, or is out of order")  # fmt: skip
+                     "a slice that is missing or out of order")  # fmt: skip
     # Where the steps are uneven this has been told already.
     off = [(rows, steps) for rows, steps in several
            if not _uneven(steps) and _apart(np.median(steps), np.median(facts.spacing[rows, 0]))]  # fmt: skip
@@ -272,7 +268,7 @@ def _differ(spacing: np.ndarray) -> bool:
 
 def _uneven(steps: np.ndarray) -> bool:
     middle = np.median(steps)
-    return bool((steps <= 0).any() or (np.abs(steps - middle) > UNEQUAL * middle).any())
+    return bool((steps < 0).any() or (np.abs(steps - middle) > UNEQUAL * middle).any())
 
 
 def _apart(step: np.floating, spacing: np.floating) -> bool:

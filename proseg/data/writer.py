@@ -158,6 +158,10 @@ class Tally:
     def fingerprint(self) -> str:
         return self._digest.hexdigest()
 
+    @property
+    def patients(self) -> Iterable[str]:
+        return self._areas.keys()
+
     def add(self, one: Slice) -> None:
         """Count a slice; raises DataError where it cannot be, or does not go with those before."""
         self._first = self._first or one
@@ -239,11 +243,15 @@ def _check(one: Slice, first: Slice, description: Description) -> None:
         _check_first(one, description)
     if not np.isfinite(one.image).all():
         raise DataError(f"data set {name!r}: the image of {where} has pixels that are NaN or infinite")
-    if not (math.isfinite(one.z) and all(0 < length < math.inf for length in one.spacing)):
+    if one.annotations[~one.rater_mask].any():
+        raise DataError(f"data set {name!r}: slice of {where} has a mask of a rater who is said to be missing")
+    if not all(math.isfinite(length) and length > 0 for length in one.spacing):
         raise DataError(
-            f"data set {name!r}: slice of {where} has spacing {one.spacing}; its position must be a number and its "
-            "spacing three positive ones, in mm"
+            f"data set {name!r}: slice of {where} has the spacing {one.spacing}; expected three positive numbers "
+            "(z, y, x), in mm"
         )
+    if not math.isfinite(one.z):
+        raise DataError(f"data set {name!r}: a slice of {where} has no position: z must be a number, in mm")
 
 
 def _check_first(one: Slice, description: Description) -> None:
