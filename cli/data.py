@@ -3,13 +3,15 @@
 import io
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cli import render
-from cli.errors import INTERRUPTED, user_errors
+from cli.errors import INTERRUPTED, PLACES, user_errors
 from cli.options import Json, Size, Window, size, window
 
 if TYPE_CHECKING:
@@ -30,7 +32,8 @@ data_app = typer.Typer(
 @data_app.command("prepare")
 def data_prepare(
     source: Annotated[str, typer.Argument(help="What it is: lidc-dicom, lidc-pickle, npc or own.")],
-    path: Annotated[Path, typer.Option("--from", metavar="PATH", help="Where it lies: a folder, or a file.")],
+    path: Annotated[Path, typer.Option("--from", metavar="PATH", readable=False, help="Where it lies: a folder, or a "
+                                                                                      "file.")],
     name: Annotated[str, typer.Option(help="What it will be called.")],
     selection: Annotated[Selection | None, typer.Option(help="LIDC's slices: the paper's (default), those of all "
                                                              "four raters, or of any.")] = None,
@@ -162,10 +165,11 @@ def data_show(
         _check_place(out, picture=picture, force=force)
         store = open_data(name, workspace(), jobs=os.cpu_count() or 1, track=render.track())
         store.verify()
-        if picture:
-            _draw_samples(store, out, count)
-        else:
-            _write_report(store, out)
+        with _writing(out):
+            if picture:
+                _draw_samples(store, out, count)
+            else:
+                _write_report(store, out)
 
 
 def _check_place(out: Path, *, picture: bool, force: bool) -> None:
@@ -179,6 +183,19 @@ def _check_place(out: Path, *, picture: bool, force: bool) -> None:
     if not force and (out.exists() if picture else out.is_dir() and any(out.iterdir())):
         what = "exists; choose another file, or" if picture else "is not empty; choose another folder, or"
         raise DataError(f"--out {out} {what} add --force to replace what this command wrote there")
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Errors of the file system name what the user typed, not a file that is written on the way."""
+    from proseg.errors import DataError
+
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in PLACES:
+            raise
+        raise DataError(f"--out {out} cannot be written: {error.strerror}") from None
 
 
 def _draw_samples(store: "Store", out: Path, count: int) -> None:

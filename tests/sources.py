@@ -74,12 +74,17 @@ def _interrupted(number: int) -> None:
     raise KeyboardInterrupt
 
 
+def _too_large(number: int) -> None:
+    raise MemoryError(f"Unable to allocate 119 GiB for part {number}")
+
+
 EVENTS: dict[str, Callable[[int], object]] = {
     "nothing": lambda number: None,
     "slow": lambda number: time.sleep(0.05),
     "spoilt": _spoilt,
     "denied": _denied,
     "interrupted": _interrupted,
+    "too large": _too_large,
     "killed": lambda number: os.kill(os.getpid(), signal.SIGKILL),
 }
 """-1 in `Events` is every part that has none of its own."""

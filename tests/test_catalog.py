@@ -1,5 +1,6 @@
 """Data sets by name: prepared once, by whoever comes first, and every dead end names the ways on."""
 
+import errno
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ from proseg.data import catalog
 from proseg.data.case import Slice
 from proseg.data.catalog import NAMES, Prepared, listing, missing, npc_folder, open_data, prepare_named
 from proseg.data.kinds import Choices
+from proseg.data.reading import silent
 from proseg.data.store import ARROW, MANIFEST, Description, Store, write
 from proseg.errors import DataError
 
@@ -292,6 +294,23 @@ def test_the_listing_knows_what_was_prepared_begun_and_damaged(volumes: Path, ho
         open_data("new", home)
 
 
+def test_a_store_that_may_not_be_read_does_not_hide_the_others(
+    volumes: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def read_text(path: Path, *how: Any) -> str:
+        if path.parent.name == "old":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return as_it_is(path, *how)
+
+    prepare_npc(volumes, "mr", home)
+    prepare_npc(volumes, "old", home)
+    as_it_is = Path.read_text
+    monkeypatch.setattr(Path, "read_text", read_text)
+    lines = {line.name: line for line in listing(home)}
+    assert lines["mr"].state == "prepared"
+    assert lines["old"].about == f"{home}/prepared/old/manifest.json cannot be read (Permission denied)"
+
+
 def test_a_name_comes_before_a_folder_of_that_name(volumes: Path, home: Path, monkeypatch: pytest.MonkeyPatch):
     store = prepare_npc(volumes, "mine", home).store
     monkeypatch.chdir(volumes.parent)
@@ -331,9 +350,9 @@ SAID = {"size": (64, 96), "fit": "zoom", "classes": 3, "window": (-1.0, 2.0), "s
 @pytest.mark.parametrize(
     ("kind", "choices", "options"),
     [
-        ("lidc-dicom", {}, {"selection": "paper", "outline": True}),
-        ("lidc-dicom", {"selection": "any", "outline": "out"}, {"selection": "any", "outline": False}),
-        ("lidc-dicom", {"outline": "in"}, {"selection": "paper", "outline": True}),
+        ("lidc-dicom", {}, {"selection": "paper", "outline": True, "track": silent}),
+        ("lidc-dicom", {"selection": "any", "outline": "out"}, {"selection": "any", "outline": False, "track": silent}),
+        ("lidc-dicom", {"outline": "in"}, {"selection": "paper", "outline": True, "track": silent}),
         ("lidc-pickle", {}, {}),
         ("own", {}, OWN),
         ("own", SAID, {"name": "mr", **SAID}),

@@ -1,6 +1,7 @@
 """The command: what a person types, and what they are told. Nothing here starts Ray."""
 
 import errno
+import io
 import json
 import re
 import subprocess
@@ -572,6 +573,18 @@ def test_a_report_does_not_take_the_place_of_a_file(tmp_path: Path, store: Store
         assert "must be a folder" in refused(run("data", "show", str(store.folder), "--out", str(file), *force))
 
 
+@pytest.mark.parametrize("out", ["report", "sheet.png"])
+def test_a_report_that_cannot_be_written_names_its_place(
+    tmp_path: Path, store: Store, home: Path, monkeypatch: pytest.MonkeyPatch, out: str
+):
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("proseg.records.os.replace", full)
+    told = refused(run("data", "show", str(store.folder), "--out", str(tmp_path / out)))
+    assert f"--out {tmp_path / out} cannot be written: No space left on device" in told
+
+
 def test_a_stand_in_is_written_where_launch_looks(home: Path):
     assert run("data", "standin", "npc", "--subjects", "1,1,1").exit_code == 0
     volumes = [path for path in (home / "sources/npc").glob("*/*.h5") if path.parent.name != "training_2d"]
@@ -623,6 +636,33 @@ def test_a_space_that_is_there_is_left_alone(prepare, tmp_path: Path):
     assert (tmp_path / "mr.toml").read_text() == "mine"
 
 
+def test_a_space_that_cannot_be_written_whole_is_not_there(
+    prepare, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def opened(path: Path, *how: Any, **options: Any) -> Any:
+        file = as_it_is(path, *how, **options)
+        if path.suffix != ".toml":
+            return file
+        file.close()
+        return Full()
+
+    as_it_is = Path.open
+    with monkeypatch.context() as context:
+        context.setattr(Path, "open", opened)
+        told = refused(prepare())
+    assert (
+        f"mr is prepared, but a search space for it cannot be written to {tmp_path / 'mr.toml'} (No space left" in told
+    )
+    assert not (tmp_path / "mr.toml").exists()
+    again = prepare()
+    assert "nothing was done" in again.stdout
+    assert f"was written to {tmp_path / 'mr.toml'}" in again.stdout
+
+
 def test_npc_under_its_own_name_needs_no_space(prepare, tmp_path: Path):
     result = prepare("npc")
     assert "next: proseg-tune launch npc" in result.stdout
@@ -633,7 +673,7 @@ def test_lidc_under_any_name_is_searched_by_its_own_space(prepare, tmp_path: Pat
     from proseg.data import npc
     from proseg.data.kinds import KINDS
 
-    lidc = replace(KINDS["lidc-pickle"], open=lambda path, name, choices: npc.source(path))
+    lidc = replace(KINDS["lidc-pickle"], open=lambda path, name, choices, track: npc.source(path))
     monkeypatch.setitem(KINDS, "lidc-pickle", lidc)
     result = run("data", "prepare", "lidc-pickle", "--from", "files", "--name", "mine", "--jobs", "1")
     assert "next: proseg-tune launch lidc --data mine" in result.stdout

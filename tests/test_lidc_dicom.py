@@ -4,9 +4,10 @@ import importlib.util
 import pickle
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -450,6 +451,26 @@ def test_a_missing_series_is_named(one: Path, database: Path, scans: dict[str, S
         f"{patient}, series {scans[patient].series}" for patient in PATIENTS[1:]
     ]
     assert {skipped.why for skipped in source.skipped} == {f"{one} holds no image of it"}
+
+
+def test_the_search_shows_its_progress_by_files(one: Path, database: Path):
+    shown = []
+
+    def track(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
+        for count, item in enumerate(items, 1):
+            shown.append((count, total, what))
+            yield item
+
+    lidc_dicom.source(one, selection="any", outline=True, database=database, track=track)
+    files = len(list(one.iterdir()))
+    assert shown == [(count, files, "Looking for DICOM series") for count in range(1, files + 1)]
+
+
+def test_a_damaged_file_is_told_of_before_the_series_that_are_missing(one: Path, database: Path):
+    (one / "000001.dcm").write_bytes(b"")
+    first, *others = lidc_dicom.source(one, selection="any", outline=True, database=database).skipped
+    assert first.what == str(one / "000001.dcm")
+    assert {skipped.why for skipped in others} == {f"{one} holds no image of it"}
 
 
 def test_a_series_that_the_selection_does_not_need_is_not_missed(folder: Path, database: Path):

@@ -266,6 +266,47 @@ def test_a_group_in_place_of_an_array_is_refused(tmp_path: Path):
         npc.read_volume(path)
 
 
+@pytest.mark.parametrize(
+    "link",
+    [h5py.ExternalLink("other.h5", "t1"), h5py.ExternalLink("gone.h5", "t1"), h5py.SoftLink("/t1c")],
+    ids=["external", "dangling", "soft"],
+)
+def test_a_link_in_place_of_an_array_is_refused(tmp_path: Path, link: object):
+    write_volume(tmp_path / "other.h5")
+    path = write_volume(tmp_path / "Sample_12.h5", t1=None)
+    with h5py.File(path, "a") as file:
+        file["t1"] = link
+    with pytest.raises(DataError, match=r"Sample_12\.h5: 't1' is a link, or leads to another file"):
+        npc.read_volume(path)
+
+
+def test_pixels_that_lie_in_another_file_are_refused(tmp_path: Path):
+    (tmp_path / "secret").write_bytes(bytes(240 * 4))
+    raw, virtual = (write_volume(tmp_path / f"Sample_{number}.h5", t1=None) for number in (1, 2))
+    with h5py.File(raw, "a") as file:
+        file.create_dataset("t1", (3, 8, 10), "f4", external=[(str(tmp_path / "secret"), 0, 240 * 4)])
+    layout = h5py.VirtualLayout((3, 8, 10), "f8")
+    layout[...] = h5py.VirtualSource(str(write_volume(tmp_path / "other.h5")), "t1", (3, 8, 10))
+    with h5py.File(virtual, "a") as file:
+        file.create_virtual_dataset("t1", layout)
+    for path in (raw, virtual):
+        with pytest.raises(DataError, match=rf"{path.name}: 't1' is a link, or leads to another file"):
+            npc.read_volume(path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunks"), [((2000, 4000, 4000), (1, 1000, 1000)), ((3, 8, 10), (64, 4000, 4000))], ids=["all", "piece"]
+)
+def test_a_volume_that_unpacks_to_gigabytes_is_refused_before_it_is_read(tmp_path: Path, shape: tuple, chunks: tuple):
+    nothing: dict[str, None] = dict.fromkeys(("t1", "t1c", "t2", "label_a1", "label_a2"))
+    path = write_volume(tmp_path / "Sample_12.h5", **nothing)
+    with h5py.File(path, "a") as file:
+        for key in nothing:
+            file.create_dataset(key, shape, "f4", chunks=chunks, maxshape=(None, None, None), compression="gzip")
+    with pytest.raises(DataError, match=r"Sample_12\.h5: claims [\d.]+ GiB of pixels"):
+        npc.read_volume(path)
+
+
 def test_a_file_that_is_not_hdf5_or_cut_short_is_refused(standin: Path, tmp_path: Path):
     whole = (standin / "training/Sample_0.h5").read_bytes()
     for content in (b"", b"not HDF5", whole[: len(whole) // 2]):
@@ -299,7 +340,7 @@ def test_damaged_pixels_are_refused_by_file_and_key(standin: Path, tmp_path: Pat
 
 
 def slices_of(path: Path, size: tuple[int, int] = (128, 128), **more: Any) -> tuple[Slice, ...]:
-    options = {"fit": "crop", "standin": npc.is_standin(path), **more}
+    options = {"fit": "crop", "standin": npc.is_standin(path), "raters": 4 if npc.is_standin(path) else 2, **more}
     return npc.read_part(path, size=size, **options).slices
 
 
@@ -352,6 +393,15 @@ def test_standin_and_real_volumes_do_not_mix(standin: Path, tmp_path: Path):
 
 
 # As a source
+
+
+@pytest.mark.parametrize(
+    ("raters", "told"), [(3, "no key 'label_a3', but"), (1, "a key 'label_a2', but")], ids=["fewer", "more"]
+)
+def test_a_volume_of_other_raters_is_refused_by_file_and_key(tmp_path: Path, raters: int, told: str):
+    path = write_volume(tmp_path / "training" / "Sample_7.h5")
+    with pytest.raises(DataError, match=rf"Sample_7\.h5: has {told} the first training volume has {raters} raters"):
+        slices_of(path, raters=raters)
 
 
 def test_the_source_knows_split_raters_and_channels(standin: Path):

@@ -3,6 +3,7 @@
 import csv
 import pickle
 import tempfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -408,7 +409,7 @@ def test_the_labels_of_several_classes_are_kept(make: Callable[..., Path], tmp_p
     sentence = refused_later(path, classes=2)
     assert sentence == (
         f"{tmp_path}/anna/p0.npy: the mask of rater 'anna' in {path}, row 2 has 36 pixels other than 0 to 2, "
-        "the first is 3.0"
+        "the first is 3.0; if there are more classes, say so with --classes"
     )
 
 
@@ -419,9 +420,10 @@ def test_values_that_are_no_label_are_refused(make: Callable[..., Path], tmp_pat
     drawn = mask(3, 1).astype(dtype)
     drawn[0, 0] = value
     np.save(tmp_path / "ben/p3.npy", drawn)
+    more = "; if there are more classes, say so with --classes" if value in (2, 255) else ""
     assert refused_later(path) == (
         f"{tmp_path}/ben/p3.npy: the mask of rater 'ben' in {path}, row 5 has 1 pixels other than 0 and 1, or 0 and "
-        f"255, the first is {np.dtype(dtype).type(value)}"
+        f"255, the first is {np.dtype(dtype).type(value)}{more}"
     )
 
 
@@ -429,9 +431,33 @@ def test_a_mask_of_another_shape_is_refused(make: Callable[..., Path], tmp_path:
     path = make()
     np.save(tmp_path / "cem/p7.npy", mask(7, 2)[:, 1:])
     assert refused_later(path) == (
-        f"{tmp_path}/cem/p7.npy: the mask of rater 'cem' in {path}, row 9 has the shape (12, 11), but "
-        f"{tmp_path}/images/p7.npy has (12, 12)"
+        f"{tmp_path}/cem/p7.npy: the mask of rater 'cem' in {path}, row 9 is 12 x 11, but "
+        f"{tmp_path}/images/p7.npy is 12 x 12; a mask has the size of its image"
     )
+
+
+def test_a_volume_and_masks_that_do_not_go_with_it_are_never_unpacked(volumes: Path, tmp_path: Path, monkeypatch):
+    """A small file can claim gigabytes of zeros."""
+    write_nifti(tmp_path / "v3-ben.nii.gz", np.zeros((9, 8, 7), np.uint8), RAS)
+    read: list[Path] = []
+    monkeypatch.setattr(own.images, "read", lambda path: read.append(path))
+    found = source(volumes, size=(SIDE, SIDE))
+    with pytest.raises(DataError, match=r"rater 'ben' in .* is 7 x 8 x 9, but"):
+        found.read(found.parts[3])
+    assert read == []
+
+
+def test_normalising_a_volume_takes_little_more_than_its_memory():
+    volume = np.random.default_rng(0).normal(7, 3, (2, 40, 64, 64)).astype(np.float32)
+    expected = (volume - volume.mean((1, 2, 3), keepdims=True)) / volume.std((1, 2, 3), keepdims=True)
+    tracemalloc.start()
+    try:
+        found = own._standardised(volume)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert peak < volume.nbytes / 4
 
 
 def test_a_coloured_mask_is_refused(make: Callable[..., Path], tmp_path: Path):
@@ -585,6 +611,15 @@ def test_a_wrong_manifest_is_refused(make: Callable[..., Path], case: str):
     assert refused(path).startswith(expected.format(m=path, d=path.parent))
 
 
+def test_a_path_may_be_absolute_as_long_as_it_leads_into_the_folder(make: Callable[..., Path], tmp_path: Path):
+    expected = [one.image.tolist() for one in slices(make())]
+    path = make(lambda rows: [row.update(image=f"{tmp_path}/{row['image']}") for row in rows[:2]])
+    assert [one.image.tolist() for one in slices(path)] == expected
+    climb = f"{tmp_path}/images/../../p2.npy"
+    assert f"{climb} leads out of" in refused(make(lambda rows: rows[2].update(image=climb)))
+    assert "a second time" in refused(make(lambda rows: rows[2].update(image=f"{tmp_path}/images/p1.npy")))
+
+
 def test_a_column_that_says_something_else_is_ignored(make: Callable[..., Path]):
     assert len(slices(make(lambda rows: [row.update(age="7", site="x") for row in rows]))) == PATIENTS
 
@@ -595,20 +630,19 @@ def test_a_column_that_says_something_else_is_ignored(make: Callable[..., Path])
     ("image,mask_a,mask_b,patient\na.npy,b.npy\n", "{m}, row 2: has 2 cells, the header has 4"),
     ("image,image,mask_a,mask_b,patient\na,b,c,d,e\n", "{m}: the column 'image' stands there twice"),
     ('image,mask_a,mask_b,patient\n"a', "{m}: cannot be read as a table: unexpected end of data"),
-    ("image;mask_a;mask_b;patient\n", "{m}: unknown column"),
+    ("image;mask_a;mask_b;patient\n", "{m}: its cells are divided by ';'; save it with commas"),
+    ("image\tmask_a\tpatient\na,x\tb\tc\n", "{m}: its cells are divided by '\\t'; save it with commas"),
 ])  # fmt: skip
 def test_a_table_that_is_none_is_refused(tmp_path: Path, text: str, expected: str):
     path = tmp_path / "manifest.csv"
     path.write_text(text)
-    if ";" in text:
-        expected = "{m}: the column 'image' is missing; found 'image;mask_a;mask_b;patient'"
     assert refused(path).startswith(expected.format(m=path))
 
 
 def test_a_table_in_another_encoding_and_a_damaged_parquet_are_refused(tmp_path: Path):
     path = tmp_path / "manifest.csv"
     path.write_bytes("image,mask_ä\n".encode("latin-1"))
-    assert "cannot be read as a table" in refused(path)
+    assert "cannot be read as a table: it is not in UTF-8" in refused(path)
     path = tmp_path / "manifest.parquet"
     pq.write_table(pa.table({"image": ["a"]}), path)
     assert "the column 'patient' is missing" in refused(path)

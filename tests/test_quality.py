@@ -349,6 +349,20 @@ def test_steps_that_are_unequal(tmp_path: Path, z: tuple[int, ...], steps: str):
     assert suspicious(made(tmp_path / "slices", slices)) == {}, "a selection of slices has gaps"
 
 
+def test_a_spacing_that_files_did_not_say(tmp_path: Path):
+    slices = [replace(one, spacing=(1.0, 1.0, 1.0)) if one.patient == "p1" else one for one in four()]
+    (found,) = suspicious(made(tmp_path, slices)).values()
+    assert found.what == "volumes whose voxels are 1 mm in all directions"
+    assert (found.count, found.of, found.examples) == (1, 4, ("p1-v: 1 x 1 x 1 mm (z, y, x)",))
+
+
+def test_a_class_that_nobody_drew(tmp_path: Path):
+    slices = [replace(one, annotations=one.annotations * np.uint8(2)) for one in four()]
+    (found,) = suspicious(made(tmp_path, slices, classes=3)).values()
+    assert (found.what, found.count, found.of) == ("classes that nobody drew", 2, 3)
+    assert found.examples == ("class 1", "class 3")
+
+
 def test_steps_of_another_length_than_the_spacing(tmp_path: Path):
     slices = [replace(one, spacing=(1.0, 0.5, 0.5)) if one.patient == "p1" else one for one in four()]
     found = suspicious(made(tmp_path, slices, unit="volume"))

@@ -104,7 +104,7 @@ def test_a_store_holds_what_the_parts_held(tmp_path: Path, undisturbed: Manifest
     assert m == undisturbed
     assert (m.slices, m.patients, m.volumes, m.raters) == (24, 12, 12, 2)
     assert (m.identity, m.rater_names, m.channel_names) == ("blobs", ("ann", "bob"), ("grey",))
-    assert [one.what for one in m.skipped] == ["readme.txt", "slice 4", "slice 9"]
+    assert [one.what for one in m.skipped] == ["slice 4", "slice 9", "readme.txt"]
     for row in range(m.slices):
         wanted = make_slice(row // 2, row % 2)
         np.testing.assert_array_equal(store.image(row), wanted.image)
@@ -318,6 +318,16 @@ def test_a_reader_that_is_killed_is_no_reason_to_begin_anew(tmp_path: Path, undi
     log = tmp_path / "log"
     with pytest.raises(DataError, match=r"was killed, perhaps for want of memory: ask for fewer --jobs"):
         prepare(make_source(events={11: "killed"}), tmp_path / "blobs", jobs=2)
+    assert prepare(make_source(log=log), tmp_path / "blobs").manifest == undisturbed
+    assert len(parts_read(log)) < 12
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_too_little_memory_is_no_reason_to_begin_anew(tmp_path: Path, undisturbed: Manifest, jobs: int):
+    with pytest.raises(DataError, match=r"^there is too little memory to read the parts of blobs: ask for"):
+        prepare(make_source(events={11: "too large"}), tmp_path / "blobs", jobs=jobs)
+    assert not (tmp_path / "blobs").exists()
+    log = tmp_path / "log"
     assert prepare(make_source(log=log), tmp_path / "blobs").manifest == undisturbed
     assert len(parts_read(log)) < 12
 

@@ -2,8 +2,11 @@
 
 import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +22,7 @@ from proseg.data.folds import Fold, make_folds
 from proseg.data.store import ARROW, FORMAT, MANIFEST, Description, Store, write
 from proseg.data.writer import ROWS_PER_BATCH
 from proseg.errors import DataError
+from tests.images import as_nobody
 
 CopyOf = Callable[[Store], Path]
 
@@ -506,6 +510,19 @@ def test_a_store_of_format_1_is_still_read(tiny_store: Store, copy_of: CopyOf):
     (folder / MANIFEST).write_text(json.dumps(manifest | {"format": 1}))
     Store(folder).verify()
     assert Store(folder).manifest.fingerprint == "3fb776649a0a9cca512f6f743f7ecd8fccc9d7a06574289e317da4bbb7fe19aa"
+
+
+@pytest.mark.parametrize("file", [ARROW, MANIFEST])
+def test_what_may_not_be_read_is_not_called_damaged(tiny_store: Store, file: str):
+    with tempfile.TemporaryDirectory() as place:  # pytest's own folders are closed to others
+        os.chmod(place, 0o755)
+        shutil.copytree(tiny_store.folder, Path(place) / "store")
+        (Path(place) / "store" / file).chmod(0)
+        with as_nobody(), pytest.raises(DataError) as error:
+            Store(Path(place) / "store")
+    assert str(Path(place) / "store" / file) in str(error.value)
+    assert "ermission" in str(error.value)
+    assert "delete" not in str(error.value)
 
 
 def test_a_disk_that_is_full_is_named(

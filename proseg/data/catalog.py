@@ -89,7 +89,7 @@ def prepare_named(
     """
     found = find_kind(kind)
     _check_name(name, kind)
-    source = found.source(path, name, choices)
+    source = found.source(path, name, choices, track)
     if name not in NAMES:
         source = replace(source, description=source.description.model_copy(update={"name": name}))
     anew = not _is_prepared(name, home)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
+from proseg.data.reading import Track, silent
 from proseg.data.source import Skipped
 from proseg.errors import DataError
 
@@ -106,11 +107,12 @@ def require_pydicom() -> None:
 # The folder
 
 
-def find_images(folder: Path, wanted: Collection[str]) -> Found:
+def find_images(folder: Path, wanted: Collection[str], track: Track = silent) -> Found:
     """The images of the wanted series below `folder`, whatever the names of its files and folders.
 
     Args:
         wanted: series instance UIDs.
+        track: shows the progress, by files.
 
     Raises:
         DataError: it is no folder, or it or something in it may not be read.
@@ -118,9 +120,8 @@ def find_images(folder: Path, wanted: Collection[str]) -> Found:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected the one that holds the DICOM files")
     copies: dict[str, dict[_Place, list[Path]]] = defaultdict(lambda: defaultdict(list))
-    skipped, files, others = [], 0, 0
-    for path in _walk(folder):
-        files += 1
+    skipped, others, files = [], 0, list(_walk(folder))
+    for path in track(files, len(files), "Looking for DICOM series"):
         try:
             uid, place = _header(path, wanted)
         except Unusable as error:
@@ -131,7 +132,7 @@ def find_images(folder: Path, wanted: Collection[str]) -> Found:
         elif uid:
             others += 1
     series = {uid: _one_at_each_z(places) for uid, places in copies.items()}
-    return Found(series, tuple(skipped), files, others)
+    return Found(series, tuple(skipped), len(files), others)
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from proseg.data.reading import Track, silent
 from proseg.data.source import Source
 from proseg.errors import DataError
 
@@ -46,13 +47,13 @@ class Kind:
     about: str
     options: tuple[str, ...]
     """Fields of `Choices` which it takes."""
-    open: Callable[[Path, str, Choices], Source]
+    open: Callable[[Path, str, Choices, Track], Source]
     """Looks at a path and refuses what it must, without reading pixels; of the data set's name and what was asked."""
     space: str | None = None
     """The shipped search space that fits whatever is prepared from it."""
 
-    def source(self, path: Path, name: str, choices: Choices) -> Source:
-        """The source at `path`.
+    def source(self, path: Path, name: str, choices: Choices, track: Track = silent) -> Source:
+        """The source at `path`; where there is much to look through, `track` shows how far that is.
 
         Raises:
             DataError: there is nothing, an option does not belong to this kind, or the source is not what it should be.
@@ -62,7 +63,7 @@ class Kind:
             raise DataError(f"data prepare {self.name} does not take {', '.join(surplus)}; its options are: {takes}")
         if not path.exists():
             raise DataError(f"--from {path}: there is no such file or folder")
-        return self.open(path.resolve(), name, choices)
+        return self.open(path.resolve(), name, choices, track)
 
 
 def option(name: str) -> str:
@@ -70,25 +71,25 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _npc(path: Path, name: str, choices: Choices) -> Source:
+def _npc(path: Path, name: str, choices: Choices, track: Track) -> Source:
     from proseg.data.npc import source
 
     return source(path, size=choices.size or (128, 128), fit=choices.fit or "crop")
 
 
-def _lidc_dicom(path: Path, name: str, choices: Choices) -> Source:
+def _lidc_dicom(path: Path, name: str, choices: Choices, track: Track) -> Source:
     from proseg.data.lidc_dicom import source
 
-    return source(path, selection=choices.selection or "paper", outline=choices.outline != "out")
+    return source(path, selection=choices.selection or "paper", outline=choices.outline != "out", track=track)
 
 
-def _lidc_pickle(path: Path, name: str, choices: Choices) -> Source:
+def _lidc_pickle(path: Path, name: str, choices: Choices, track: Track) -> Source:
     from proseg.data.lidc_pickle import source
 
     return source(path)
 
 
-def _own(path: Path, name: str, choices: Choices) -> Source:
+def _own(path: Path, name: str, choices: Choices, track: Track) -> Source:
     from proseg.data.own import source
 
     return source(

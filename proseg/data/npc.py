@@ -11,8 +11,9 @@ split holds out: training on it leaks the validation set. The slices come from t
 Shapes: C modalities, R raters, D slices, H rows, W columns.
 """
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ import numpy as np
 
 from proseg.data.case import Slice
 from proseg.data.folds import Fold
+from proseg.data.formats.picture import MOST_BYTES
 from proseg.data.frame import crop_or_pad, zoom_nearest, zoomed_spacing
 from proseg.data.manifest import Description
 from proseg.data.source import Part, Source, identity_of
@@ -104,15 +106,14 @@ def is_standin(path: Path) -> bool:
 def read_volume(path: Path) -> NpcVolume:
     """Read and check one volume; raises DataError, with the file and the key, where it is not what it claims to be."""
     with _opened(path) as file:
-        image_arrays = [_array(file, key) for key in CHANNELS]
         label_keys = _label_keys(file)
-        label_arrays = [_array(file, key) for key in label_keys]
+        found = {key: _dataset(file, key) for key in (*CHANNELS, *label_keys)}
+        _check_shapes(path, found)
+        arrays = {key: _array(file, key) for key in found}
         spacing, standin = _spacing(file), STANDIN in file.attrs
 
-    keys = (*CHANNELS, *label_keys)
-    _check_shapes(path, dict(zip(keys, [*image_arrays, *label_arrays], strict=True)))
-    images = [_finite(path, key, array) for key, array in zip(CHANNELS, image_arrays, strict=True)]
-    labels = [_binary(path, key, array) for key, array in zip(label_keys, label_arrays, strict=True)]
+    images = [_finite(path, key, arrays[key]) for key in CHANNELS]
+    labels = [_binary(path, key, arrays[key]) for key in label_keys]
     return NpcVolume(np.stack(images), np.stack(labels), spacing, standin)
 
 
@@ -141,7 +142,7 @@ def source(folder: Path, *, size: tuple[int, int] = (128, 128), fit: Literal["cr
     return Source(
         description=STANDIN_DESCRIPTION if found.standin else DESCRIPTION,
         parts=files,
-        read=partial(read_part, size=size, fit=fit, standin=found.standin),
+        read=partial(read_part, size=size, fit=fit, standin=found.standin, raters=len(raters)),
         identity=identity_of(files, source="npc", size=size, fit=fit),
         folds=(Fold(0, **parts),),
         raters=raters,
@@ -149,13 +150,18 @@ def source(folder: Path, *, size: tuple[int, int] = (128, 128), fit: Literal["cr
     )
 
 
-def read_part(path: Path, *, size: tuple[int, int], fit: Literal["crop", "zoom"], standin: bool) -> Part:
+def read_part(path: Path, *, size: tuple[int, int], fit: Literal["crop", "zoom"], standin: bool, raters: int) -> Part:
     """Every slice of a volume, the empty ones included, in ascending z.
 
     Raises:
-        DataError: the volume is not what it claims to be, or is a stand-in among real ones, or the reverse.
+        DataError: the volume is not what it claims to be, has not as many raters as the others, or is a stand-in among
+            real ones, or the reverse.
     """
     volume = read_volume(path)
+    if len(volume.labels) != raters:
+        first = min(len(volume.labels), raters) + 1
+        which = f"no key 'label_a{first}'" if first <= raters else f"a key 'label_a{first}'"
+        raise DataError(f"{path}: has {which}, but the first training volume has {raters} raters")
     if volume.standin != standin:  # neither label would be true of the result
         raise DataError(f"{path}: stand-in and real volumes are mixed in {path.parent}; keep them in two folders")
     images, labels, spacing = _fitted(volume, size, fit)
@@ -245,18 +251,36 @@ def _opened(path: Path) -> Iterator[h5py.File]:
             raise DataError(f"{path}: the file is damaged: {error}") from error
 
 
-def _array(file: h5py.File, key: str) -> np.ndarray:
-    """The numbers under `key`, of whatever numeric dtype: that of the real files is not documented."""
-    if key not in file:
+def _dataset(file: h5py.File, key: str) -> h5py.Dataset:
+    """What lies under `key`, not read: numbers of any type, as that of the real files is not documented, in this file.
+
+    A file that says where else its pixels lie would have any file read that its reader may read.
+    """
+    if key not in file and file.get(key, getlink=True) is None:
         raise DataError(f"{file.filename}: no key '{key}'; found {', '.join(sorted(file)) or 'none'}")
+    with _damage_of(file, key):
+        item = file[key] if isinstance(file.get(key, getlink=True), h5py.HardLink) else None
+        elsewhere = item is None or (isinstance(item, h5py.Dataset) and (item.external or item.is_virtual))
+    if elsewhere:
+        raise DataError(f"{file.filename}: '{key}' is a link, or leads to another file; store the array itself there")
+    if not isinstance(item, h5py.Dataset) or item.dtype.kind not in NUMERIC_KINDS:
+        raise DataError(f"{file.filename}: '{key}' is not an array of numbers")
+    return item
+
+
+def _array(file: h5py.File, key: str) -> np.ndarray:
+    """The numbers under `key`."""
+    item = _dataset(file, key)
+    with _damage_of(file, key):
+        return np.asarray(item[()])
+
+
+@contextmanager
+def _damage_of(file: h5py.File, key: str) -> Iterator[None]:
     try:
-        item = file[key]
-        values = np.asarray(item[()]) if isinstance(item, h5py.Dataset) else None
+        yield
     except DAMAGE as error:
         raise DataError(f"{file.filename}: '{key}' cannot be read, the file is damaged: {error}") from error
-    if values is None or values.dtype.kind not in NUMERIC_KINDS:
-        raise DataError(f"{file.filename}: '{key}' is not an array of numbers")
-    return values
 
 
 def _label_keys(file: h5py.File) -> tuple[str, ...]:
@@ -268,22 +292,35 @@ def _label_keys(file: h5py.File) -> tuple[str, ...]:
 def _spacing(file: h5py.File) -> tuple[float, float, float]:
     if SPACING not in file:
         return (1.0, 1.0, 1.0)
-    values = _array(file, SPACING).ravel().astype(float)
-    if len(values) != 3 or not np.isfinite(values).all() or values.min() <= 0:
+    count = _dataset(file, SPACING).size
+    values = _array(file, SPACING).ravel().astype(float) if count == 3 else np.zeros(0)
+    if count != 3 or not np.isfinite(values).all() or values.min() <= 0:
         raise DataError(
-            f"{file.filename}: '{SPACING}' is {values.tolist()}; expected three positive numbers (z, y, x), in mm"
+            f"{file.filename}: '{SPACING}' is {values.tolist() or f'{count} numbers'}; expected three positive numbers "
+            "(z, y, x), in mm"
         )
     z, y, x = values.tolist()
     return z, y, x
 
 
-def _check_shapes(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _check_shapes(path: Path, arrays: Mapping[str, h5py.Dataset]) -> None:
     first, expected = CHANNELS[0], arrays[CHANNELS[0]].shape
     if len(expected) != 3 or 0 in expected:
         raise DataError(f"{path}: '{first}' has shape {expected}; expected three axes [z, y, x], none of them empty")
     for key, array in arrays.items():
         if array.shape != expected:
             raise DataError(f"{path}: '{key}' has shape {array.shape}, but '{first}' has {expected}")
+    claimed = sum(map(_claimed, arrays.values()))
+    if claimed > MOST_BYTES:
+        raise DataError(
+            f"{path}: claims {claimed / 2**30:.1f} GiB of pixels in arrays of shape {expected}; at most "
+            f"{MOST_BYTES / 2**30:.0f} GiB are read from one volume"
+        )
+
+
+def _claimed(array: h5py.Dataset) -> int:
+    """Bytes that reading it takes: of all its pixels, or of one piece that it is packed in, if that is larger."""
+    return max(math.prod(array.shape), math.prod(array.chunks or ())) * array.dtype.itemsize
 
 
 def _finite(path: Path, key: str, values: np.ndarray) -> np.ndarray:

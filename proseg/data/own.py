@@ -6,6 +6,7 @@ variance. Images of another size are cut or filled up about their centre with th
 background), or zoomed, images linearly, masks to the nearest pixel. Any height and width will do for the model.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -240,6 +241,7 @@ def _parts(entries: Sequence[Entry], unit: str, size: int) -> Iterator[tuple[Ent
 
 
 def _slices(entry: Entry, reading: Reading) -> Iterator[Slice]:
+    _check_masks(entry, reading)
     picture = _picture(entry)
     pixels = _intensities(entry, _with_depth(picture.pixels), reading)
     masks = _masks(entry, picture, reading)
@@ -286,7 +288,7 @@ def _intensities(entry: Entry, pixels: np.ndarray, reading: Reading) -> np.ndarr
         return _clipped(pixels)
     with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, which is reported below
         image = pixels.astype(np.float32)
-    if not np.isfinite(image).all():
+    if not np.isfinite([image.min(), image.max()]).all():
         raise DataError(f"{entry.images[0]}: has intensities that are too large for 32 bits")
     return _standardised(image) if reading.normalise else image
 
@@ -300,11 +302,37 @@ def _clipped(pixels: np.ndarray) -> np.ndarray:
 
 
 def _standardised(image: np.ndarray) -> np.ndarray:
-    """Each channel of zero mean and unit variance; a channel of one value becomes zero."""
-    axes = (1, 2, 3)
-    image = image - image.mean(axes, np.float64, keepdims=True).astype(np.float32)
-    deviation = image.std(axes, np.float64, keepdims=True).astype(np.float32)
-    return image / np.where(deviation > 0, deviation, 1)
+    """Each channel of zero mean and unit variance; a channel of one value becomes zero. Works in place, and squares
+    one slice at a time: numpy's own deviation of a volume takes twice its memory."""
+    for channel in image:
+        channel -= np.float32(channel.mean(dtype=np.float64))
+        squares = sum(float(np.square(one, dtype=np.float64).sum()) for one in channel)
+        deviation = np.float32(math.sqrt(squares / channel.size))
+        channel /= deviation if deviation > 0 else 1
+    return image
+
+
+def _check_masks(entry: Entry, reading: Reading) -> None:
+    """What the headers say, compared before anything is unpacked: a small file may claim to be a large mask."""
+    image = _header(entry)
+    for place, path in enumerate(entry.masks):
+        if path is None:
+            continue
+        mask, where = images.look(path), _where(path, reading.raters[place], entry)
+        if mask.channels != 1:
+            raise DataError(f"{where} has {mask.channels} channels; a mask has one")
+        if _volume(mask) != _volume(image):
+            raise DataError(
+                f"{where} is {_size(mask)}, but {entry.images[0]} is {_size(image)}; a mask has the size of its image"
+            )
+
+
+def _where(path: Path, rater: str, entry: Entry) -> str:
+    return f"{path}: the mask of rater {rater!r} in {entry.where}"
+
+
+def _volume(header: Header) -> tuple[int, int, int]:
+    return header.depth or 1, header.height, header.width
 
 
 def _masks(entry: Entry, picture: Picture, reading: Reading) -> np.ndarray:
@@ -313,7 +341,7 @@ def _masks(entry: Entry, picture: Picture, reading: Reading) -> np.ndarray:
     masks = np.zeros((len(entry.masks), *shape), bool if reading.classes == 1 else np.uint8)
     for place, path in enumerate(entry.masks):
         if path is not None:
-            where = f"{path}: the mask of rater {reading.raters[place]!r} in {entry.where}"
+            where = _where(path, reading.raters[place], entry)
             masks[place] = _labels(where, _mask_of(where, path, picture, entry), reading.classes)
     return masks
 
@@ -321,12 +349,7 @@ def _masks(entry: Entry, picture: Picture, reading: Reading) -> np.ndarray:
 def _mask_of(where: str, path: Path, picture: Picture, entry: Entry) -> np.ndarray:
     """[D, H, W], as the file has it, at the place of its image."""
     mask = images.read(path)
-    image = entry.images[0]
-    if len(mask.pixels) != 1:
-        raise DataError(f"{where} has {len(mask.pixels)} channels; a mask has one")
-    if _with_depth(mask.pixels).shape[1:] != _with_depth(picture.pixels).shape[1:]:
-        raise DataError(f"{where} has the shape {mask.pixels.shape[1:]}, but {image} has {picture.pixels.shape[1:]}")
-    _check_place(where, picture, mask, str(image))
+    _check_place(where, picture, mask, str(entry.images[0]))
     return _with_depth(mask.pixels)[0]
 
 
@@ -351,7 +374,8 @@ def _labels(where: str, mask: np.ndarray, classes: int) -> np.ndarray:
     if not _are_labels(mask, classes):
         allowed = "0 and 1, or 0 and 255" if classes == 1 else f"0 to {classes}"
         wrong = mask[~np.isin(mask, np.arange(classes + 1))]
-        raise DataError(f"{where} has {wrong.size} pixels other than {allowed}, the first is {wrong[0]}")
+        more = "; if there are more classes, say so with --classes" if np.isin(wrong, np.arange(256)).all() else ""
+        raise DataError(f"{where} has {wrong.size} pixels other than {allowed}, the first is {wrong[0]}{more}")
     return mask != 0 if classes == 1 else mask.astype(np.uint8)
 
 

@@ -73,9 +73,9 @@ class Files:
     def named(self, cell: str, where: str) -> Path:
         """The file of a cell of a manifest."""
         name = PurePosixPath(cell)
-        if name.is_absolute() or {"..", "\0"} & {*name.parts, *cell}:
+        path = self.folder / name  # if the name is absolute, it is the path
+        if not path.is_relative_to(self.folder) or {"..", "\0"} & {*name.parts, *cell}:
             raise DataError(f"{where}: {cell} leads out of {self.folder}; name files by their path below this folder")
-        path = self.folder / name
         self.check(path, where)
         return path
 

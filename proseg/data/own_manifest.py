@@ -7,7 +7,7 @@
                       `slice` without `volume` counts within the patient
     split             optional: train, val or test; without it, four folds are dealt
 
-Paths are relative to the manifest's folder, and none leads out of it. Other columns are ignored.
+Paths are relative to the manifest's folder (or absolute), and none leads out of it. Other columns are ignored.
 """
 
 import csv
@@ -60,17 +60,22 @@ def read_csv(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
     """The columns of a table, and its rows by their number; the header is the first, as in a spreadsheet.
 
     Raises:
-        DataError: it is no table in UTF-8 with commas, or a row has more or fewer cells than the header.
+        DataError: it is no table in UTF-8 with commas between the cells, or a row has more or fewer of them than the
+            header.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             lines = {n: [cell.strip() for cell in line] for n, line in enumerate(csv.reader(file, strict=True), 1)}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: cannot be read as a table: it is not in UTF-8; save it as CSV in UTF-8") from None
+    except (OSError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as a table: {error}") from None
     filled = {number: line for number, line in lines.items() if any(line)}
     if not filled:
         raise DataError(f"{path}: the file is empty")
     names = filled.pop(min(filled))
+    if len(names) == 1 and (other := next((sign for sign in ";\t|" if sign in names[0]), None)):
+        raise DataError(f"{path}: its cells are divided by {other!r}; save it with commas between them")
     for number, line in filled.items():
         if len(line) != len(names):
             raise DataError(f"{path}, row {number}: has {len(line)} cells, the header has {len(names)}")

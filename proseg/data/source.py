@@ -54,7 +54,7 @@ class Source:
     folds: tuple[Fold, ...] | None = None
     """The partition that came with the data; None deals patients into four."""
     skipped: tuple[Skipped, ...] = ()
-    """What was left out before any pixel was read."""
+    """What was left out before any pixel was read; told of after what turned out to be damaged."""
     raters: tuple[str, ...] = ()
     """Their names where they are people; in the order of the annotations."""
     channels: tuple[str, ...] = ()
@@ -90,8 +90,8 @@ def prepare(source: Source, folder: Path, *, jobs: int = 1, track: Track = silen
         track: shows the progress, by parts.
 
     Raises:
-        DataError: the source is not what it claims to be, something else is in the place, there is no room, or a
-            process was killed. Except in the last case nothing is left behind.
+        DataError: the source is not what it claims to be, something else is in the place, there is no room, too
+            little memory, or a process was killed. Except in the last two cases nothing is left behind.
     """
     _check_split(source)
     with room_for(folder):
@@ -145,14 +145,20 @@ def _make(source: Source, folder: Path, jobs: int, track: Track) -> None:
         _write(source, partial, jobs, track)
     except BrokenProcessPool:
         raise DataError(
-            f"a process that read parts of {source.description.name} was killed, perhaps for want of memory: ask for "
-            "fewer --jobs; the preparation then goes on where it stopped"
+            f"a process that read parts of {source.description.name} was killed, perhaps for want of memory: {_FEWER}"
+        ) from None
+    except MemoryError:
+        raise DataError(
+            f"there is too little memory to read the parts of {source.description.name}: {_FEWER}"
         ) from None
     except (DataError, OSError):  # an interruption leaves what was written, to go on from
         shutil.rmtree(partial, ignore_errors=True)
         raise
     publish(partial, folder)
     (folder / PROGRESS).unlink(missing_ok=True)
+
+
+_FEWER = "ask for fewer --jobs; the preparation then goes on where it stopped"
 
 
 def _write(source: Source, partial: Path, jobs: int, track: Track) -> None:
@@ -165,6 +171,7 @@ def _write(source: Source, partial: Path, jobs: int, track: Track) -> None:
             if writer.full:
                 writer.cut()
                 _note(source, writer, number, skipped)
+        skipped = (*skipped, *source.skipped)
         writer.tally.check_whole(skipped)
         with _named(source):  # all slices of a part may have been skipped
             check_parts(source.folds or (), writer.tally.patients)
@@ -172,13 +179,13 @@ def _write(source: Source, partial: Path, jobs: int, track: Track) -> None:
 
 
 Begun = tuple[Writer, int, tuple[Skipped, ...]]
-"""Who writes on, how many parts of the source he has, and what has been skipped."""
+"""Who writes on, how many parts of the source he has, and what of them has been skipped."""
 
 
 def _begun(source: Source, partial: Path) -> Begun:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    return Writer(partial, source.description), 0, source.skipped
+    return Writer(partial, source.description), 0, ()
 
 
 def _taken_up(source: Source, partial: Path) -> Begun | None:

@@ -180,6 +180,8 @@ def _map(path: Path, file: ArrowFile, manifest: Manifest) -> list[pa.RecordBatch
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         for batch in batches:
             batch.validate(full=True)  # a wrong offset would be read as a wild pointer
+    except PermissionError:
+        raise DataError(f"{path}: no permission to read it; ask its owner, or `chmod u+r` it") from None
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is damaged ({error}); {advice}") from None
     if sum(batch.num_rows for batch in batches) != file.slices:

@@ -149,6 +149,13 @@ def _intensities(facts: Facts) -> Iterator[Suspicion]:
 # Masks
 
 
+def _classes(facts: Facts) -> Iterator[Suspicion]:
+    pixels = np.where(facts.present[..., None], facts.areas, 0).sum((0, 1))
+    never = np.flatnonzero(pixels == 0).tolist()
+    yield _suspicion("classes that nobody drew", len(never), len(pixels), (f"class {one + 1}" for one in never),
+                     "more classes were asked for than there are, or a mask was read as another class")  # fmt: skip
+
+
 def _places(facts: Facts) -> Iterator[Suspicion]:
     m, masks = facts.store.manifest, int((facts.foreground > 0).sum())
     whole = facts.foreground == m.height * m.width
@@ -231,6 +238,10 @@ def _spacings(facts: Facts) -> Iterator[Suspicion]:
     flat = [rows for rows in volumes if (spacing[rows].max(1) > ANISOTROPY * spacing[rows].min(1)).any()]
     yield _suspicion(f"volumes whose voxels are more than {ANISOTROPY:g} times as long as wide", len(flat),
                      len(volumes), _spaced(facts, flat), "another unit, or axes in another order")  # fmt: skip
+    unit = [rows for rows in volumes if (spacing[rows] == 1).all()]
+    yield _suspicion("volumes whose voxels are 1 mm in all directions", len(unit), len(volumes), _spaced(facts, unit),
+                     "taken where files do not say, as PNG, TIFF and NumPy never do: lengths and areas in mm then mean "
+                     "pixels")  # fmt: skip
 
 
 def _steps(facts: Facts) -> Iterator[Suspicion]:
@@ -265,7 +276,7 @@ def _apart(step: np.floating, spacing: np.floating) -> bool:
 
 
 LOOKS: tuple[Callable[[Facts], Iterator[Suspicion]], ...] = (
-    _duplicates, _silent, _places, _empty, _ratios, _twins, _intensities, _spacings, _steps,
+    _duplicates, _silent, _classes, _places, _empty, _ratios, _twins, _intensities, _spacings, _steps,
 )  # fmt: skip
 """The gravest first."""
 
