@@ -16,6 +16,7 @@ from cli.options import Json, Size, Window, size, window
 
 if TYPE_CHECKING:
     from proseg.data.catalog import Prepared
+    from proseg.data.quality import Quality
     from proseg.data.store import Store
 
 Selection = Literal["paper", "all4", "any"]  # of proseg.data.kinds, whose import would cost --help
@@ -150,21 +151,27 @@ def data_list(as_json: Json = False) -> None:
 def data_show(
     name: Annotated[str, typer.Argument(help="A data set or a folder.")],
     out: Annotated[
-        Path,
-        typer.Option(metavar="FOLDER", help="Where the report goes; a .png, .svg, .pdf or .jpg: the samples alone."),
-    ],
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where the report goes, a folder of the workspace without; a .png, .svg, "
+                                            ".pdf or .jpg: the samples alone."),
+    ] = None,
     count: Annotated[int, typer.Option(min=1, max=200, help="Slices shown, in a picture alone.")] = 24,
     force: Annotated[bool, typer.Option("--force", help="Replace what this command wrote there.")] = False,
-) -> None:
+) -> None:  # fmt: skip
     """Report on a data set: samples with their raters' outlines, how far the raters agree, what is suspicious."""
     with user_errors():
         from orchestrator.workspace import workspace
         from proseg.data.catalog import open_data
 
-        picture = out.suffix.lower() in PICTURES and not out.is_dir()
-        _check_place(out, picture=picture, force=force)
-        store = open_data(name, workspace(), jobs=os.cpu_count() or 1, track=render.track())
+        home = workspace()
+        picture = out is not None and out.suffix.lower() in PICTURES and not out.is_dir()
+        if out is not None:
+            _check_place(out, picture=picture, force=force)
+        store = open_data(name, home, jobs=os.cpu_count() or 1, track=render.track())
         store.verify()
+        if out is None:
+            _tell_report(store, home)
+            return
         with _writing(out):
             if picture:
                 _draw_samples(store, out, count)
@@ -209,15 +216,27 @@ def _draw_samples(store: "Store", out: Path, count: int) -> None:
     render.line(f"{m.name}: {m.label}. {m.slices} slices of {m.patients} patients, {m.raters} raters -> {out}")
 
 
+def _tell_report(store: "Store", home: Path) -> None:
+    """The report that studies on these data log as well."""
+    from proseg.data.quality import kept, measure
+
+    _tell_quality(measure(store), kept(store, home) / "report.md")
+
+
 def _write_report(store: "Store", out: Path) -> None:
-    from proseg.data.quality import highlights, measure
+    from proseg.data.quality import measure
     from proseg.data.quality_page import write_page
 
     quality = measure(store)
-    path = write_page(quality, store, out)
+    _tell_quality(quality, write_page(quality, store, out))
+
+
+def _tell_quality(quality: "Quality", report: Path) -> None:
+    from proseg.data.quality import highlights
+
     for text in highlights(quality):
         render.line(text)
-    render.line(f"-> {path}")
+    render.line(f"-> {report}")
 
 
 @data_app.command("standin")

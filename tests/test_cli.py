@@ -328,7 +328,6 @@ def test_a_picture_that_exists(store: Store, home: Path, tmp_path: Path, nothing
         (["data", "show", "gone", "--out", "sheet.png"], "'gone'"),
         (["data", "show", "{}", "--out", "no/such/folder/sheet.png"], "no/such/folder"),
         (["data", "show", "{}", "--out", "sheet.nonsense"], "sheet.nonsense"),
-        (["data", "show", "{}"], "--out"),
         (["data", "show", "{}", "--out", "sheet.png", "--count", "0"], "--count"),
         (["data", "standin", "lidc"], "'lidc'"),
         (["data", "standin", "npc", "--subjects", "1,2"], "--subjects"),
@@ -550,6 +549,15 @@ def test_a_data_set_is_reported_in_a_folder(tmp_path: Path, store: Store, home: 
     for part in ("random blobs, no patient", "16 slices", "d_aa", str(out / "report.md")):
         assert part in shown.stdout
     assert "two raters are" in (out / "report.md").read_text()
+
+
+def test_without_a_place_the_report_lies_in_the_workspace(tmp_path: Path, store: Store, home: Path):
+    shown = run("data", "show", str(store.folder), "--out", str(tmp_path / "report")).stdout.splitlines()
+    *told, place = run("data", "show", str(store.folder)).stdout.splitlines()
+    assert told == shown[:-1]
+    report = Path(place.removeprefix("-> "))
+    assert home in report.parents
+    assert report.read_text() == (tmp_path / "report" / "report.md").read_text()
 
 
 def test_a_report_replaces_its_own_files_alone_and_only_when_forced(tmp_path: Path, store: Store, home: Path):
