@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 from filelock import FileLock
@@ -25,7 +25,14 @@ from proseg.config import TrainConfig
 from proseg.records import BEST, CONFIG, read_epochs
 from search_spaces.space import Float
 
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+
 SECONDS_BETWEEN_RETRIES = 30.0
+SECONDS_BETWEEN_EPOCHS = 5.0
+"""Epochs of a trial that end sooner one after another are sent together: sending takes CPU from the trainings."""
+MOST_METRICS = 1000
+"""MLflow takes no more at once."""
 DATA_REPORT = "data"
 """Where the report on the data lies, in the study's folder and among the artifacts of its run."""
 DEFAULTS = {
@@ -96,6 +103,7 @@ class MlflowTracker:
         self._study, self._waiting, self._retry_at = study, deque[Callable[[], None]](), 0.0
         self._runs: dict[str, str] = {}
         self._sent_epochs: dict[str, int] = {}
+        self._sent_at: dict[str, float] = {}
         self._open_folds: dict[str, Path] = {}
         self._known: dict[str, Any] = {}
         self.uri = tracking_uri(home)
@@ -126,7 +134,10 @@ class MlflowTracker:
         self._send(lambda: self._log_data(trial.name, self._study.data, self._study.space.fold))
 
     def trial_epochs(self, trial: Trial) -> None:
-        self._epochs(trial.name, self._study.trial_folder(trial.number))
+        now = time.monotonic()
+        if now - self._sent_at.get(trial.name, -math.inf) >= SECONDS_BETWEEN_EPOCHS:
+            self._sent_at[trial.name] = now
+            self._epochs(trial.name, self._study.trial_folder(trial.number))
 
     def trial_ended(self, trial: Trial) -> None:
         folder = self._study.trial_folder(trial.number)
@@ -324,18 +335,25 @@ class MlflowTracker:
 
     def _epochs(self, key: str, folder: Path) -> None:
         """Send the epochs that have not been sent, with the time at which they ended."""
+        objective = f"objective/{self._study.criterion.metric}"
         new = [record for record in read_epochs(folder) if record["epoch"] > self._sent_epochs.get(key, 0)]
+        batch: list[Metric] = []
         for record in new:
-            metrics = record["metrics"] | {f"objective/{self._study.criterion.metric}": record["best"]}
-            self._metrics(key, metrics, step=record["epoch"], seconds=record["time"])
-            self._sent_epochs[key] = record["epoch"]
+            metrics = record["metrics"] | {objective: record["best"]}
+            points = _points(metrics, step=record["epoch"], seconds=record["time"])
+            if len(batch) + len(points) > MOST_METRICS:  # an epoch is sent whole: its objective tells that it was
+                self._log(key, batch)
+                batch = []
+            batch += points
+        if new:
+            self._log(key, batch)
+            self._sent_epochs[key] = new[-1]["epoch"]
 
-    def _metrics(self, key: str, values: dict[str, float], *, step: int, seconds: float | None = None) -> None:
-        from mlflow.entities import Metric
-
+    def _metrics(self, key: str, values: dict[str, float], *, step: int) -> None:
         # The time is taken now and not when it is sent: sending twice must be the same point.
-        when = int(1000 * (time.time() if seconds is None else seconds))
-        points = [Metric(name, value, when, step) for name, value in values.items() if math.isfinite(value)]
+        self._log(key, _points(values, step=step, seconds=time.time()))
+
+    def _log(self, key: str, points: list["Metric"]) -> None:
         self._send(lambda: self._client.log_batch(self._runs[key], metrics=points))
 
     def _files(self, key: str, paths: Iterable[Path], under: str | None = None) -> None:
@@ -398,6 +416,13 @@ def quieten() -> None:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _points(values: dict[str, float], *, step: int, seconds: float) -> list["Metric"]:
+    """Those that are numbers, which MLflow's stores want."""
+    from mlflow.entities import Metric
+
+    return [Metric(name, value, int(1000 * seconds), step) for name, value in values.items() if math.isfinite(value)]
 
 
 # --- names ------------------------------------------------------------------------------------------------------------

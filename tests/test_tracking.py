@@ -384,6 +384,30 @@ def test_a_store_that_is_no_database_is_one_sentence(tmp_path: Path, monkeypatch
     assert "\n" not in str(error.value)
 
 
+# Epochs in quick succession
+
+
+def test_epochs_that_end_soon_one_after_another_are_sent_together(
+    study: Study, home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("orchestrator.tracking.MOST_METRICS", 9)  # of three epochs, three numbers each
+    tracker, trial = MlflowTracker(study, home), Trial(0, {"optim.lr": 0.001, "model.tau_size": 2})
+    tracker.trial_started(trial)
+    sent, log_batch = [], tracker._client.log_batch
+
+    def counted(run: str, metrics: Any = (), **more: Any) -> None:
+        sent.append([point.step for point in metrics if point.key == "objective/ged"])
+        log_batch(run, metrics=metrics, **more)
+
+    monkeypatch.setattr(tracker._client, "log_batch", counted)
+    for epoch in range(1, 8):
+        add_trial(study, 0, 0.3, "running", epoch=epoch)
+        tracker.trial_epochs(trial)
+    assert sent == [[1]]
+    tracker.trial_ended(add_trial(study, 0, 0.3, epoch=8))
+    assert [steps for steps in sent if steps] == [[1], [2, 3, 4], [5, 6, 7], [8]]
+
+
 # A study that goes on
 
 GOES_ON = [Trial(number, {"optim.lr": 0.001 * (number + 1), "model.tau_size": 2}) for number in range(3)]
