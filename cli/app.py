@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cli import render
+from cli.compare import compare
 from cli.data import data_app
 from cli.errors import user_errors
 from cli.options import (
@@ -40,6 +41,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
 app.add_typer(data_app, name="data")
+app.command()(compare)
 
 
 def main() -> None:

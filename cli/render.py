@@ -294,8 +294,8 @@ def outcome(study: "Study") -> None:
 
 
 def _show_confirmation(study: "Study") -> None:
-    from orchestrator.compare import sentence
     from orchestrator.confirm import read_verdict
+    from orchestrator.rivals import sentence
 
     verdict = read_verdict(study)
     if verdict is not None:
@@ -367,6 +367,16 @@ def listing(lines: Sequence["Listing"], *, as_json: bool) -> None:
         table.add_column(head, overflow="fold")
     for entry in lines:
         table.add_row(entry.name, entry.state, entry.about, entry.where)
+    out.print(table)
+
+
+def grid(heads: Sequence[str], rows: Iterable[Sequence[str]], *, words: Sequence[str] = ()) -> None:
+    """A plain table; numbers stand to the right, the columns named in `words` to the left."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for head in heads:
+        table.add_column(head, justify="left" if head in words else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, row))
     out.print(table)
 
 

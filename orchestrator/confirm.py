@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.compare import Score, Verdict, compare, from_json, inner_folds, to_json
 from orchestrator.results import Trial, front, ranked
+from orchestrator.rivals import Score, Verdict, compare, from_json, inner_folds, to_json
 from orchestrator.study import Study, StudyFailed, read_study
 from orchestrator.tracking import Tracker
 from orchestrator.trainings import RESULT, Training, run_trainings

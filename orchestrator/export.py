@@ -6,18 +6,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from orchestrator.compare import sentence, to_json
 from orchestrator.confirm import read_verdict
 from orchestrator.results import FoldResult, Trial, best_trial, front, read_results, read_trials
 from orchestrator.retrain import planned
+from orchestrator.rivals import sentence, to_json
+from orchestrator.scored import anonymous_cases, write_cases
 from orchestrator.study import Study, StudyError
 from orchestrator.tables import final_markdown
 from proseg.config import TrainConfig
 from proseg.data.store import Store
-from proseg.records import BEST, CARD, CONFIG, DATA, ENVIRONMENT, METRICS, WEIGHTS, write_atomically
+from proseg.records import BEST, CARD, CASES, CONFIG, DATA, ENVIRONMENT, METRICS, WEIGHTS, write_atomically
 
 RECORD = "export.json"
-OURS = {WEIGHTS, CONFIG, DATA, METRICS, ENVIRONMENT, CARD}
+OURS = {WEIGHTS, CONFIG, DATA, METRICS, ENVIRONMENT, CARD, CASES}
 
 
 def winner(study: Study) -> Trial:
@@ -119,6 +120,9 @@ def _write(study: Study, trial: Trial, source: Path, folder: Path, retrained: bo
         "fold": study.space.fold, "retrained": retrained, "folds": [asdict(result) for result in results],
     }  # fmt: skip
     shutil.copyfile(source, folder / WEIGHTS)
+    if retrained and (source.parent / CASES).exists():
+        fold = next(r for r in results if (r.data, r.fold) == (study.data.name, study.space.fold))
+        write_cases(folder / CASES, anonymous_cases(study, fold))
     for name, content in ((CONFIG, checkpoint.config.model_dump()), (DATA, data), (METRICS, metrics),
                           (ENVIRONMENT, study.environment)):  # fmt: skip
         (folder / name).write_text(json.dumps(content, indent=1) + "\n")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import session
-from orchestrator.compare import sentence
 from orchestrator.confirm import candidates, run_confirm
 from orchestrator.control import Stopped, forget_stop
 from orchestrator.disk import patiently
@@ -21,6 +20,7 @@ from orchestrator.quote import Quote
 from orchestrator.resources import Node, Resources, plan_resources, this_node
 from orchestrator.results import Trial, TrialLog, best_trial, ranked, read_results, read_trials, summary
 from orchestrator.retrain import run_final
+from orchestrator.rivals import sentence
 from orchestrator.study import (
     DataRef,
     Final,

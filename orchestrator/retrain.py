@@ -1,20 +1,18 @@
 """The last stage: the best configuration trained anew on every fold, each evaluated once on its held-out patients."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from orchestrator.results import FoldResult
+from orchestrator.scored import write_cases
 from orchestrator.study import DataRef, Study, read_study
 from orchestrator.tracking import Tracker
 from orchestrator.trainings import RESULT, Training, run_trainings
 from orchestrator.watcher import Watcher
 from proseg.config import TrainConfig
-from proseg.records import BEST, write_atomically
+from proseg.records import BEST, CASES, write_atomically
 
 PRIOR_SAMPLES = 50
 """S of the rows the paper marks "prior #50"."""
@@ -78,21 +76,10 @@ def evaluate_fold(study_folder: str, folder: str, data_name: str, fold: int) -> 
     model, config = model_of(checkpoint).to(local_device()), checkpoint.config
     cases = store.cases(part.test)
     scores = evaluate(model, store, cases, crop=config.data.crop, seed=config.seed, prior_samples=PRIOR_SAMPLES)
-    write_cases(here / "cases.parquet", {"case": scores.cases, **scores.values})
+    patients = [str(store.patients[case[0]]) for case in cases]
+    write_cases(here / CASES, {"patient": patients, "case": scores.cases, **scores.values})
     result = FoldResult(
         data=data.name, label=data.label, fold=fold, cases=len(cases), patients=len(part.test), samples=data.raters,
         prior_samples=PRIOR_SAMPLES, epoch=checkpoint.epoch, metrics=scores.means(),
     )  # fmt: skip
     write_atomically(here / RESULT, json.dumps(asdict(result), indent=1).encode())
-
-
-def write_cases(path: Path, columns: dict[str, Sequence[str] | np.ndarray]) -> None:
-    """The scores of every case, for paired comparisons of runs on the same cases."""
-    import io
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer)
-    write_atomically(path, buffer.getvalue())

@@ -22,7 +22,7 @@ from orchestrator.results import Trial
 from orchestrator.study import DataRef, Study, StudyError
 from orchestrator.trainings import RESULT, Training
 from proseg.config import TrainConfig
-from proseg.records import BEST, CONFIG, read_epochs
+from proseg.records import BEST, CASES, CONFIG, read_epochs
 from search_spaces.space import Float
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class MlflowTracker:
         self._epochs(key, folder)
         scores = {f"test/{name}": value for name, value in summary.items()}
         self._metrics(key, self._new(key, scores), step=config.epochs)
-        self._files(key, [folder / CONFIG, folder / BEST, folder / "result.json", folder / "cases.parquet"])
+        self._files(key, [folder / CONFIG, folder / BEST, folder / "result.json", folder / CASES])
         self._end(key, "FINISHED", {"proseg.state": "complete"})
 
     def artifact(self, path: Path) -> None:

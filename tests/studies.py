@@ -8,16 +8,17 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from orchestrator.compare import Score, compare, to_json
 from orchestrator.confirm import VERDICT
 from orchestrator.estimate import Probe, Timed
 from orchestrator.resources import Node, Resources
 from orchestrator.results import FoldResult, Trial, TrialLog
+from orchestrator.rivals import Score, compare, to_json
+from orchestrator.scored import write_cases
 from orchestrator.study import DataRef, Final, Study, base_config, write_state, write_study
 from proseg.data.case import Slice
 from proseg.data.store import Description, Store, write
 from proseg.fit import fit
-from proseg.records import write_atomically
+from proseg.records import CASES, write_atomically
 from search_spaces.space import SearchSpace, parse_space
 
 M = TypeVar("M", bound=torch.nn.Module)
@@ -126,6 +127,24 @@ def train_fold(study: Study, trial: Trial, fold: int) -> FoldResult:
     return result
 
 
+def score_fold(study: Study, fold: int, values: dict[str, Any], *, patients: bool = True, **changes: Any) -> FoldResult:
+    """A fold of the final stage that was evaluated on its test part, with these scores of its cases; without weights.
+
+    Without `patients` as earlier versions left it.
+    """
+    final = next(final.data for final in study.finals if final.data is not None)
+    store, folder = Store(final.folder), study.final_folder(final.name, fold)
+    cases = store.cases(store.manifest.folds[fold].test)
+    names = [f"{store.volumes[case[0]]}/{store.z[case[0]]:.2f}" for case in cases]
+    columns = {name: np.broadcast_to(np.asarray(scores, float), len(cases)) for name, scores in values.items()}
+    known = {"patient": [str(store.patients[case[0]]) for case in cases]} if patients else {}
+    write_cases(folder / CASES, {**known, "case": names, **columns})
+    means = {name: float(np.nanmean(scores)) for name, scores in columns.items() if not np.isnan(scores).all()}
+    result = fold_result(fold, data=final.name, label=final.label, cases=len(cases), metrics=means, **changes)
+    write_atomically(folder / "result.json", json.dumps(vars(result)).encode())
+    return result
+
+
 def _train(study: Study, folder: Path, *, fold: int, values: dict[str, Any]) -> None:
     part = Store(study.data.folder).manifest.folds[fold]
     list(fit(study.config_of(values), study.data.folder, part, folder, study.criterion))
@@ -146,8 +165,8 @@ def fold_result(fold: int, ged: float = 0.2, dice: float = 0.9, **changes: Any) 
     metrics = {"ged": ged, **dict.fromkeys(names, dice)}
     metrics |= {"prior_ged_unbiased": ged / 2, **{f"prior_{name}": value for name, value in metrics.items()}}
     metrics |= {"dice_a1": dice, "dice_a2": dice, "dice_mean": dice}
-    values = {"data": "blobs", "label": LABEL, "fold": fold, "cases": 4, "patients": 2, "samples": RATERS,
-              "prior_samples": 50, "epoch": 2, "metrics": metrics}  # fmt: skip
+    values: dict[str, Any] = {"data": "blobs", "label": LABEL, "fold": fold, "cases": 4, "patients": 2,
+              "samples": RATERS, "prior_samples": 50, "epoch": 2, "metrics": metrics}  # fmt: skip
     return FoldResult(**values | changes)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from orchestrator import confirm
-from orchestrator.compare import inner_folds
 from orchestrator.confirm import VERDICT, candidates, evaluate_repeat, read_verdict, run_confirm, training_flops
 from orchestrator.control import Stopped
 from orchestrator.results import Trial, read_trials
+from orchestrator.rivals import inner_folds
 from orchestrator.study import Study, StudyFailed
 from orchestrator.trainings import Training
 from proseg.data.store import Store

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from orchestrator import compare as module
-from orchestrator.compare import Rival, Score, Verdict, compare, from_json, inner_folds, sentence, to_json
+from orchestrator import rivals as module
+from orchestrator.rivals import Rival, Score, Verdict, compare, from_json, inner_folds, sentence, to_json
 from orchestrator.study import StudyError
 from proseg.data.folds import Fold
 

@@ -168,14 +168,14 @@ def _candidates(scores: Sequence[Score]) -> list[_Candidate]:
 
 
 def _mean(trial: int, scores: Iterable[Score]) -> float:
-    by_patient = [_patient_means(zip(score.patients, score.values, strict=True)) for score in scores]
+    by_patient = [patient_means(zip(score.patients, score.values, strict=True)) for score in scores]
     by_repeat = [fmean(means) for means in by_patient if means]
     if not by_repeat:
         raise StudyError(f"{_name(trial)} cannot be compared: the objective is undefined on all its cases")
     return fmean(by_repeat)
 
 
-def _patient_means(cases: Iterable[tuple[str, float]]) -> list[float]:
+def patient_means(cases: Iterable[tuple[str, float]]) -> list[float]:
     """One mean for every patient with a case that is not NaN."""
     defined: dict[str, list[float]] = defaultdict(list)
     for patient, value in cases:
@@ -196,7 +196,7 @@ def _paired(one: _Candidate, leader: _Candidate, sign: int) -> list[float]:
             )
         differences = (sign * (a - b) for a, b in zip(mine.values, best.values, strict=True))
         cases += zip(mine.patients, differences, strict=True)
-    return _patient_means(cases)
+    return patient_means(cases)
 
 
 def _rival(one: _Candidate, leader: _Candidate, sign: int, *, comparisons: int, confidence: float) -> Rival:
