@@ -32,6 +32,8 @@ def compare(
         from orchestrator.workspace import workspace
         from proseg.records import write_atomically
 
+        if markdown is not None and markdown.is_dir():
+            raise typer.BadParameter(f"{markdown} is a folder; name a file", param_hint="--markdown")
         home = workspace()
         one, other = find_run(a, home), find_run(b, home)
         pairs, left_out = matched(one, other, data=data, fold=fold)

@@ -5,7 +5,7 @@ Patients and cases are known by digests, here and in an exported folder: a model
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -74,7 +74,7 @@ class Pair:
 # --- the file of a fold -----------------------------------------------------------------------------------------------
 
 
-def write_cases(path: Path, columns: dict[str, Sequence[str] | np.ndarray]) -> None:
+def write_cases(path: Path, columns: Mapping[str, Sequence[str] | np.ndarray]) -> None:
     """The scores of every case of a fold; columns are `patient`, `case`, and the metrics."""
     import io
 
@@ -82,7 +82,7 @@ def write_cases(path: Path, columns: dict[str, Sequence[str] | np.ndarray]) -> N
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer)
+    pq.write_table(pa.table(dict(columns)), buffer)
     write_atomically(path, buffer.getvalue())
 
 

@@ -7,7 +7,7 @@ Nothing here reads or writes.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
@@ -116,18 +116,31 @@ def _differences(pair: Pair, confidence: float) -> list[Difference]:
 
 def _difference(metric: str, one: np.ndarray, other: np.ndarray, patients: np.ndarray, confidence: float) -> Difference:
     a, b, units = (patient_means(zip(patients, values, strict=True)) for values in (one, other, other - one))
-    aim, difference = goal(metric), round(fmean(units), EXACT)
-    better = None if aim is None else "neither" if not difference else "AB"[(difference < 0) == (aim == "smaller")]
+    difference = round(fmean(units), EXACT)
     low, high = interval(units, confidence)
     p = wilcoxon(units)
-    return Difference(metric, aim, fmean(a), fmean(b), difference, low, high, p, p, len(one), len(units), better,
-                      distinguishable=False)  # fmt: skip
+    return Difference(
+        metric, goal(metric), fmean(a), fmean(b), difference, low, high, p, p, len(one), len(units),
+        _better(metric, difference), distinguishable=False,
+    )  # fmt: skip
+
+
+def _better(metric: str, difference: float) -> Literal["A", "B", "neither"] | None:
+    aim = goal(metric)
+    if aim is None:
+        return None
+    if not difference:
+        return "neither"
+    return "B" if (difference < 0) == (aim == "smaller") else "A"
 
 
 def wilcoxon(units: Sequence[float]) -> float:
     """p of the signed-rank test, two-sided; units without a difference are left out, as Wilcoxon did."""
     rounded = np.round(units, EXACT)
-    return float(stats.wilcoxon(rounded).pvalue) if rounded.any() else 1.0
+    if not rounded.any():
+        return 1.0
+    found: Any = stats.wilcoxon(rounded)
+    return float(found.pvalue)
 
 
 def interval(units: Sequence[float], confidence: float) -> tuple[float, float] | tuple[None, None]:
@@ -189,14 +202,22 @@ def named(one: Difference) -> str:
     return f"{title(one.metric)} (prior)" if one.metric.startswith("prior_") else title(one.metric)
 
 
-def _of_search(part: Part, name: str) -> list[str]:
-    """How far a run's scores depend on its search."""
+def _of_searches(pair: Pair, a: str, b: str) -> list[str]:
+    """The same of both is said once."""
+    mine, theirs = _of_search(pair.a), _of_search(pair.b)
+    if mine == theirs:
+        return [f"{a} and {b}: {mine}"] if mine else []
+    return [f"{name}: {text}" for name, text in ((a, mine), (b, theirs)) if text]
+
+
+def _of_search(part: Part) -> str:
+    """How far a run's scores depend on its search; nothing where they do not."""
     if part.shared is not None:
-        return [f"{name}: {part.data} has patients of {part.shared}, which was searched on, in other folds: its scores "
-                "are not independent of the search."]  # fmt: skip
+        return (f"{part.data} has patients of {part.shared}, which was searched on, in other folds: its scores "
+                "are not independent of the search.")  # fmt: skip
     if part.searched is not None and set(part.folds) != {part.searched}:
-        return [f"{name}: {NESTED.format(fold=part.searched, data=part.data)}"]
-    return []
+        return NESTED.format(fold=part.searched, data=part.data)
+    return ""
 
 
 def _notes(pair: Pair, a: str, b: str, confidence: float) -> list[str]:
@@ -204,13 +225,13 @@ def _notes(pair: Pair, a: str, b: str, confidence: float) -> list[str]:
     part, patients = pair.a, len(np.unique(pair.a.patients))
     several = sum(len(np.unique(part.folds[part.patients == one])) > 1 for one in np.unique(part.patients))
     overlap = [
-        f"{several} patients are in the test parts of several folds: each counts once, as the mean of its cases."
+        f"{several} patient(s) are in the test parts of several folds: each counts once, as the mean of its cases."
     ]
     few = [f"With {patients} patients no p can fall below {0.5 ** (patients - 1):.3g}: they are too few to tell "
            "anything apart."]  # fmt: skip
     lacking = sorted(pair.a.values.keys() ^ pair.b.values.keys())
     return [
-        *_of_search(pair.a, a), *_of_search(pair.b, b),
+        *_of_searches(pair, a, b),
         *([f"Only one of them has {', '.join(lacking)}."] if lacking else []),
         *(overlap if several else []), *(few if patients < FEW else []),
         "Differences are B minus A, paired by case; means are over patients, the unit of the tests (`best` and "

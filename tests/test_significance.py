@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,13 @@ def test_a_patient_in_several_test_parts_counts_once_and_it_says_so():
     found = compare_pair(one, "a", "b")
     assert (found.folds, found.patients) == ((0, 1), 2)
     assert found.metrics[0].difference == pytest.approx((0.15 + 0.0) / 2)
-    assert any(note.startswith("1 patients are in the test parts of several folds") for note in found.notes)
+    assert any(note.startswith("1 patient(s) are in the test parts of several folds") for note in found.notes)
+
+
+def test_it_says_where_the_search_knew_the_patients_from_other_data():
+    one = pair(["p0", "p1"], {"ged": [0.1, 0.2]}, {"ged": [0.2, 0.2]})
+    found = compare_pair(replace(one, b=replace(one.b, shared="lidc")), "s1", "s2")
+    assert found.notes[0].startswith("s2: blobs has patients of lidc, which was searched on")
 
 
 def test_equals_are_seldom_told_apart():
@@ -283,13 +290,20 @@ def test_markdown_holds_the_tables(better, tmp_path: Path):
     assert len({row.count("|") for row in rows}) == 1
 
 
+def test_a_folder_is_no_place_for_markdown(better, tmp_path: Path):
+    result = run("s1", "s2", "--markdown", str(tmp_path))
+    assert result.exit_code == 2
+    assert "name a file" in result.stderr
+
+
 def test_one_fold_alone(better):
     (data,) = told("s1", "s2", "--fold", "2")["data"]
     assert (data["folds"], data["cases"], data["patients"]) == ([2], 16, 8)
 
 
 def test_the_search_saw_other_folds_test_patients_and_it_says_so(better):
-    assert any("those of the other folds did" in note for note in told("s1", "s2")["data"][0]["notes"])
+    notes = [note for note in told("s1", "s2")["data"][0]["notes"] if "those of the other folds did" in note]
+    assert [note.split(":")[0] for note in notes] == ["s1 and s2"], "the same of both is said once"
     assert not any("other folds" in note for note in told("s1", "s2", "--fold", "0")["data"][0]["notes"])
 
 
