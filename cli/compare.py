@@ -22,18 +22,21 @@ def compare(
     b: Annotated[str, typer.Argument(metavar="B", help="What it is compared with: as A.")],
     data: Annotated[str | None, typer.Option(metavar="NAME", help="Only on this data set.")] = None,
     fold: Annotated[int | None, typer.Option(min=0, help="Only on the test cases of this fold.")] = None,
-    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables here, for a report.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the tables into this new file, for a report.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Tell whether two runs differ on the same test cases: paired tests of every metric."""
     with user_errors():
         from orchestrator import significance
         from orchestrator.scored import find_run, matched
+        from orchestrator.study import StudyError
         from orchestrator.workspace import workspace
         from proseg.records import write_atomically
 
-        if markdown is not None and markdown.is_dir():
-            raise typer.BadParameter(f"{markdown} is a folder; name a file", param_hint="--markdown")
+        if markdown is not None and markdown.exists():
+            raise StudyError(f"--markdown {markdown} exists; name another file")
         home = workspace()
         one, other = find_run(a, home), find_run(b, home)
         pairs, left_out = matched(one, other, data=data, fold=fold)

@@ -290,10 +290,11 @@ def test_markdown_holds_the_tables(better, tmp_path: Path):
     assert len({row.count("|") for row in rows}) == 1
 
 
-def test_a_folder_is_no_place_for_markdown(better, tmp_path: Path):
-    result = run("s1", "s2", "--markdown", str(tmp_path))
-    assert result.exit_code == 2
-    assert "name a file" in result.stderr
+@pytest.mark.parametrize("name", ["notes.md", "."])
+def test_markdown_replaces_nothing(better, tmp_path: Path, name: str):
+    (tmp_path / "notes.md").write_text("mine")
+    assert f"--markdown {name} exists" in refused("s1", "s2", "--markdown", name)
+    assert (tmp_path / "notes.md").read_text() == "mine"
 
 
 def test_one_fold_alone(better):
