@@ -29,6 +29,7 @@ from cli.options import (
     pair,
     trial_number,
 )
+from cli.predict import predict
 
 if TYPE_CHECKING:
     from orchestrator.study import Study
@@ -40,6 +41,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
 app.add_typer(data_app, name="data")
+app.command()(predict)
 
 
 def main() -> None:
