@@ -11,8 +11,8 @@ from cli.options import Json
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="A folder that `best --export` wrote.")],
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...",
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A folder that `best --export` wrote.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT",
                                                  help="Image files: NIfTI, NRRD, PNG, TIFF or NPY.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Write into this folder, a folder for each input.")],
     samples: Annotated[int, typer.Option(min=1, help="Draws of what any expert might say.")] = 16,

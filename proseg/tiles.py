@@ -1,9 +1,11 @@
 """A large image in overlapping tiles of the size that a network was trained on, their maps blended into one.
 
 A U-Net takes any size, but what it says depends on it: its group norms take mean and variance over the whole field, and
-the grid of z's noise stretches with it. Tiles of the trained size show it what it knows. Where tiles overlap their maps
-fade into each other, so that no seam is left; what one of them says near its own border, where it sees least, counts
-least.
+the grid of z's noise stretches with it. Tiles of the trained size show it what it knows. They overlap by half, as is
+usual, and fade into each other, so that no seam is left; what one of them says near its own border, where it sees
+least, is not heard where another one sees more. Where they fade, a sample is the mean of two draws of z's noise (with
+one tau), and so differs a little less from the others than elsewhere; the maps of the variance do not suffer from that,
+for each tile makes its own.
 """
 
 import math
@@ -12,8 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-OVERLAP = 0.25
+OVERLAP = 0.5
 """Share of a tile's side, at least, that it has in common with the next one."""
+UNHEARD, FADING = 0.125, 0.25
+"""Shares of a tile's side: from its border, and from there to where it counts fully."""
+LEAST = 1e-3
+"""What the border counts, for where there is no other tile."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +43,8 @@ def cover(length: int, tile: int) -> Cover:
     overlap = int(tile * OVERLAP)
     count = max(1, math.ceil((length - overlap) / (tile - overlap)))
     starts = np.linspace(0, length - tile, count).round().astype(int)
-    rising = np.arange(1, tile + 1) / (overlap + 1)
-    weights = np.minimum(1, np.minimum(rising, rising[::-1]))
+    rising = ((np.arange(tile) + 0.5) / tile - UNHEARD) / FADING
+    weights = np.minimum(rising, rising[::-1]).clip(LEAST, 1)
     total = np.zeros(length)
     for start in starts:
         total[start : start + tile] += weights
