@@ -307,12 +307,12 @@ def _spacing(picture: Picture) -> list[float] | None:
 def _measure(picture: Picture, counts: np.ndarray) -> dict[str, float | int | None]:
     """Of one class in one mask, [D] pixels of each slice."""
     area, pixels = int(counts.max()), int(counts.sum())
-    z, y, x = picture.spacing or (None, None, None)
-    flat = z is None or y is None or x is None
-    return {
-        "pixels": pixels, "area_px": area, "area_mm2": None if flat else area * y * x,
-        "volume_ml": None if flat or picture.kind == "slice" else pixels * z * y * x / MM3_A_ML,
-    }  # fmt: skip
+    measure: dict[str, float | int | None] = {"pixels": pixels, "area_px": area, "area_mm2": None, "volume_ml": None}
+    if picture.spacing is not None:
+        z, y, x = picture.spacing
+        measure["area_mm2"] = area * y * x
+        measure["volume_ml"] = None if picture.kind == "slice" else pixels * z * y * x / MM3_A_ML
+    return measure
 
 
 def _over(measures: Sequence[Mapping[str, Any]], of) -> dict[str, float | None]:

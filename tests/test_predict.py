@@ -21,8 +21,10 @@ from proseg.data import images
 from proseg.data.store import Store
 from proseg.errors import CheckpointError, DataError
 from proseg.exported import ExportedModel, Segmentation, UncertaintyMaps
+from proseg.figures import save
 from proseg.generate import binarise
 from proseg.methods import build
+from proseg.overlay import View, overlay
 from proseg.predict import RECORD, labels, predict
 from proseg.records import DATA, WEIGHTS
 from proseg.tiles import cover, tiled
@@ -91,6 +93,10 @@ def load(path: Path) -> np.ndarray:
     return np.asarray(nibabel.load(path).dataobj)  # type: ignore[attr-defined]
 
 
+def header(path: Path) -> Any:
+    return nibabel.load(path).header  # type: ignore[attr-defined]
+
+
 # Geometry
 
 ODD = (0.71, 1.3, 2.25)
@@ -134,14 +140,14 @@ def test_a_nifti_volume_is_segmented_in_its_own_axes(
     np.testing.assert_allclose(load(found / "mean.nii.gz"), ((image > 10) * 0.5 + (image > 20) * 0.5), atol=1e-6)
     np.testing.assert_allclose(load(found / "uncertainty_scan.nii.gz"), image / 1000, atol=1e-6)
     np.testing.assert_allclose(load(found / "uncertainty_raters.nii.gz"), 0.25, atol=1e-6)
-    written = nibabel.load(tmp_path / "scan.nii.gz").header  # type: ignore[attr-defined]
+    written = header(tmp_path / "scan.nii.gz")
     for name in ("expert_1_Anna", "mean"):
-        header = nibabel.load(found / f"{name}.nii.gz").header  # type: ignore[attr-defined]
-        assert type(header) is type(written)
-        np.testing.assert_array_equal(header.get_sform(), written.get_sform())
-        np.testing.assert_array_equal(header.get_qform(), written.get_qform())
+        ours = header(found / f"{name}.nii.gz")
+        assert type(ours) is type(written)
+        np.testing.assert_array_equal(ours.get_sform(), written.get_sform())
+        np.testing.assert_array_equal(ours.get_qform(), written.get_qform())
         for field in ("dim", "sform_code", "qform_code", "pixdim", "xyzt_units"):
-            np.testing.assert_array_equal(header[field], written[field], err_msg=field)
+            np.testing.assert_array_equal(ours[field], written[field], err_msg=field)
     assert load(found / "mean.nii.gz").dtype == np.float32
 
 
@@ -439,6 +445,28 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(
 def test_a_model_that_does_not_know_its_size_is_refused(tmp_path: Path, fake: Fake, png: Path):
     with pytest.raises(CheckpointError, match="export it again"):
         predict(fake(height=None), [png], tmp_path / "out")
+
+
+# The overlay
+
+
+def test_the_overlay_shows_every_map_and_its_title_says_what_the_model_rests_on(tmp_path: Path):
+    mask = np.zeros((2, 9, 12), np.uint8)
+    mask[:, 3:6, 4:8] = (np.full((3, 4), 1), np.full((3, 4), 2))
+    maps = {"mean": mask[0].astype(np.float32), "variance": np.zeros((9, 12), np.float32)}
+    view = View("slice $1 of $2", mask[0], mask, maps)
+    figure = overlay([view, view], ["A1", "a $ b $ c"], window=None, title="x$1$.nii, by a model of y: simulated")
+    assert figure.get_suptitle() == "x$1$.nii, by a model of y: simulated"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["A1", "a $ b $ c"]
+    assert len(figure.axes) == 2 * 3 + 2, "two rows of an image and two maps, and a scale for each map"
+    assert save(figure, tmp_path / "a.png").stat().st_size > 0
+
+
+def test_the_overlay_of_a_line_of_pixels_has_no_outlines():
+    line = np.ones((1, 7))
+    view = View("line", line, np.ones((2, 1, 7), np.uint8), {"mean": line})
+    figure = overlay([view], ["A1", "A2"], window=(0.0, 2.0), title="")
+    assert [len(axis.collections) for axis in figure.axes[:2]] == [0, 0]
 
 
 # The command
