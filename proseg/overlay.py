@@ -25,6 +25,8 @@ class View:
     """[R, H, W] labels; 0 is background."""
     maps: Mapping[str, np.ndarray]
     """[H, W] each, from 0; by what they are called."""
+    aspect: float = 1.0
+    """Height of a pixel in its widths."""
 
 
 def overlay(views: Sequence[View], experts: Sequence[str], *, window: tuple[float, float] | None, title: str) -> Figure:
@@ -47,7 +49,8 @@ def overlay(views: Sequence[View], experts: Sequence[str], *, window: tuple[floa
         row[0].set_title(view.name, fontsize=8, parse_math=False)
     for axes_of, name in zip(axes.T[1:], maps, strict=True):
         top = max(1e-6, *(float(view.maps[name].max()) for view in views))
-        drawn = [axis.imshow(view.maps[name], cmap="magma", vmin=0, vmax=top, interpolation="nearest")
+        drawn = [axis.imshow(view.maps[name], cmap="magma", vmin=0, vmax=top, interpolation="nearest",
+                             aspect=view.aspect)
                  for axis, view in zip(axes_of, views, strict=True)]  # fmt: skip
         axes_of[0].set_title(name, fontsize=8)
         figure.colorbar(drawn[0], ax=axes_of.tolist(), shrink=0.7).ax.tick_params(labelsize=7)
@@ -61,7 +64,8 @@ def overlay(views: Sequence[View], experts: Sequence[str], *, window: tuple[floa
 
 def _outlined(axis, view: View, window: tuple[float, float] | None) -> None:
     low, high = window or np.percentile(view.image, (1, 99))
-    axis.imshow(view.image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
+    axis.imshow(view.image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest",
+                aspect=view.aspect)  # fmt: skip
     if min(view.image.shape) < FEWEST_PIXELS:
         return
     for number, mask in enumerate(view.experts):

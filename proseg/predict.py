@@ -92,7 +92,7 @@ def predict(
         track: shows the progress, by slices.
 
     Returns:
-        What prediction.json holds: areas in pixels and mm2, volumes in ml.
+        What prediction.json holds: areas in pixels and mm2, volumes in ml, of each mask a list with an entry a class.
 
     Raises:
         CheckpointError: the model does not say what it was trained on.
@@ -139,7 +139,7 @@ def _names(inputs: Sequence[Path]) -> dict[str, Path]:
     names: dict[str, Path] = {}
     for path in inputs:
         name = images.stem(path.name)
-        name = path.name if name in ("", RECORD) else name
+        name = path.name if name in ("", ".", "..", RECORD) else name
         other = next((names[one] for one in names if one.casefold() == name.casefold()), None)
         if other is not None:
             raise DataError(f"{other} and {path} would both be written to a folder {name}; predict them one by one")
@@ -330,10 +330,15 @@ def _draw(task: Task, path: Path, picture: Picture, found: Found, counts: np.nda
         name = path.name if picture.kind == "slice" else f"slice {number + 1} of {counts.shape[-1]}"
         # The classes together: of the mean, any; of the variances, all.
         maps = {title: one[:, number].sum(0) for title, one in zip(TITLES.values(), found.maps, strict=True)}
-        views.append(View(name, channel.astype(np.float32), found.masks[:experts, number], maps))
+        views.append(View(name, channel.astype(np.float32), found.masks[:experts, number], maps, _aspect(picture)))
     data = task.model.data
     title = f"{path.name}, by a model of {data.get('name')}: {data.get('label')}. Not a medical device."
     save(overlay(views, list(task.experts.values()), window=data["window"], title=title), folder / "overlay.png")
+
+
+def _aspect(picture: Picture) -> float:
+    """Height of a pixel in its widths."""
+    return 1.0 if picture.spacing is None else picture.spacing[1] / picture.spacing[2]
 
 
 def _shown(areas: np.ndarray) -> list[int]:

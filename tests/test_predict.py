@@ -169,6 +169,21 @@ def test_a_large_nifti_volume_with_odd_spacing_and_a_flipped_axis(tmp_path: Path
     assert of["spacing_mm"] == pytest.approx([2.25, 1.3, 0.71])
 
 
+def test_a_nifti_file_of_the_other_byte_order_and_without_a_place_of_its_own(tmp_path: Path, fake: Fake):
+    image = values((9, 8, 4)).astype(">i2")
+    source = nibabel.Nifti1Image(image, None, nibabel.Nifti1Header(endianness=">"))
+    source.header.set_data_dtype(">i2")
+    source.header.set_zooms((0.5, 0.75, 2.0))
+    nibabel.save(source, tmp_path / "a.nii")
+    written = header(tmp_path / "a.nii")
+    assert (written.endianness, written["sform_code"], written["qform_code"]) == (">", 0, 0)
+    predict(fake(), [tmp_path / "a.nii"], tmp_path / "out", samples=1)
+    np.testing.assert_array_equal(load(tmp_path / "out/a/expert_1_Anna.nii.gz"), image > 10)
+    ours = header(tmp_path / "out/a/expert_1_Anna.nii.gz")
+    assert (ours["sform_code"], ours["qform_code"]) == (0, 0)
+    np.testing.assert_array_equal(ours.get_best_affine(), written.get_best_affine())
+
+
 @pytest.mark.parametrize("shape", [(20, 31), (20, 31, 1)], ids=str)
 def test_a_nifti_slice_stays_one(tmp_path: Path, fake: Fake, shape: tuple[int, ...]):
     image = values(shape)
@@ -392,9 +407,9 @@ def test_inputs_of_one_name_are_refused(tmp_path: Path, fake: Fake, png: Path):
 
 
 def test_names_that_are_only_a_suffix_or_that_of_the_record(tmp_path: Path, fake: Fake):
-    inputs = [write_image(tmp_path / name, values((12, 12))) for name in (".npz", f"{RECORD}.npy")]
+    inputs = [write_image(tmp_path / name, values((12, 12))) for name in (".npz", "...npy", f"{RECORD}.npy")]
     record = predict(fake(), inputs, tmp_path / "out", samples=1)
-    assert [one["name"] for one in record["inputs"]] == [".npz", f"{RECORD}.npy"]
+    assert [one["name"] for one in record["inputs"]] == [".npz", "...npy", f"{RECORD}.npy"]
     assert (tmp_path / "out" / RECORD).is_file()
 
 
@@ -454,11 +469,12 @@ def test_the_overlay_shows_every_map_and_its_title_says_what_the_model_rests_on(
     mask = np.zeros((2, 9, 12), np.uint8)
     mask[:, 3:6, 4:8] = (np.full((3, 4), 1), np.full((3, 4), 2))
     maps = {"mean": mask[0].astype(np.float32), "variance": np.zeros((9, 12), np.float32)}
-    view = View("slice $1 of $2", mask[0], mask, maps)
+    view = View("slice $1 of $2", mask[0], mask, maps, aspect=2.5)
     figure = overlay([view, view], ["A1", "a $ b $ c"], window=None, title="x$1$.nii, by a model of y: simulated")
     assert figure.get_suptitle() == "x$1$.nii, by a model of y: simulated"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["A1", "a $ b $ c"]
     assert len(figure.axes) == 2 * 3 + 2, "two rows of an image and two maps, and a scale for each map"
+    assert {axis.get_aspect() for axis in figure.axes[:6]} == {2.5}
     assert save(figure, tmp_path / "a.png").stat().st_size > 0
 
 
