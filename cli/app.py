@@ -30,6 +30,7 @@ from cli.options import (
     pair,
     trial_number,
 )
+from cli.predict import predict
 
 if TYPE_CHECKING:
     from orchestrator.study import Study
@@ -42,6 +43,7 @@ app = typer.Typer(
 )  # fmt: skip
 app.add_typer(data_app, name="data")
 app.command()(compare)
+app.command()(predict)
 
 
 def main() -> None:

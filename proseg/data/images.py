@@ -13,7 +13,7 @@ import numpy as np
 from proseg.data.formats.picture import Header, Picture
 from proseg.errors import DataError
 
-__all__ = ["Header", "Picture", "is_image", "look", "read", "stem"]
+__all__ = ["Header", "Picture", "is_image", "look", "read", "stem", "write_like"]
 
 KNOWN = "NIfTI (.nii, .nii.gz), NRRD (.nrrd), PNG, TIFF or NumPy (.npy, .npz)"
 SUFFIXES = re.compile(r"\.(nii|nii\.gz|nrrd|png|tiff?|npy|npz)$", re.IGNORECASE)
@@ -58,6 +58,49 @@ def read(path: Path) -> Picture:
     return replace(picture, pixels=picture.pixels.astype(native, copy=False))
 
 
+def write_like(target: Path, maps: np.ndarray, like: Path, *, classes: int = 1) -> Path:
+    """Write maps of an image's pixels in the geometry of its file.
+
+    A NIfTI or NRRD file gives one of its kind with the same axes, place and spacing. Of the other formats, which know
+    no place, labels of a slice become a PNG, where a single class is white (255), everything else an NPY file.
+
+    Args:
+        target: without a suffix, which is added.
+        maps: [K, D, H, W] or [K, H, W] in the axes of `read`'s picture of `like`; uint8 labels or float32. The axis K
+            is left out where it is 1; in a NIfTI or NRRD file it is the last one.
+        classes: that labels stand for, beside the background.
+
+    Returns:
+        What was written.
+    """
+    match _suffix(like):
+        case "nii" | "nii.gz":
+            from proseg.data.formats import nifti as form
+
+            path = target.with_name(f"{target.name}.nii.gz")
+        case "nrrd":
+            from proseg.data.formats import nrrd as form
+
+            path = target.with_name(f"{target.name}.nrrd")
+        case _:
+            return _write_plain(target, maps[0] if len(maps) == 1 else maps, classes)
+    with _opened(like) as file:
+        form.write_like(path, maps, like, file)
+    return path
+
+
+def _write_plain(target: Path, values: np.ndarray, classes: int) -> Path:
+    if values.dtype != np.uint8 or values.ndim != 2:
+        path = target.with_name(f"{target.name}.npy")
+        np.save(path, values)
+        return path
+    from PIL import Image
+
+    path = target.with_name(f"{target.name}.png")
+    Image.fromarray(values * np.uint8(255) if classes == 1 else values).save(path)
+    return path
+
+
 def is_image(name: str) -> bool:
     """Whether a file of this name is of a type that can be read."""
     return SUFFIXES.search(name) is not None
@@ -69,8 +112,7 @@ def stem(name: str) -> str:
 
 
 def _format(path: Path) -> Format:
-    found = SUFFIXES.search(path.name)
-    match found and found[1].lower():
+    match _suffix(path):
         case "nii" | "nii.gz":
             from proseg.data.formats import nifti as form
         case "nrrd":
@@ -82,6 +124,11 @@ def _format(path: Path) -> Format:
         case _:
             raise DataError(f"{path}: images and masks must be {KNOWN}")
     return form
+
+
+def _suffix(path: Path) -> str | None:
+    found = SUFFIXES.search(path.name)
+    return found and found[1].lower()
 
 
 def _with(path: Path, form: Format, function: Callable[[Path, IO[bytes]], T]) -> T:

@@ -290,7 +290,7 @@ def _intensities(entry: Entry, pixels: np.ndarray, reading: Reading) -> np.ndarr
         image = pixels.astype(np.float32)
     if not np.isfinite([image.min(), image.max()]).all():
         raise DataError(f"{entry.images[0]}: has intensities that are too large for 32 bits")
-    return _standardised(image) if reading.normalise else image
+    return standardised(image) if reading.normalise else image
 
 
 def _clipped(pixels: np.ndarray) -> np.ndarray:
@@ -301,7 +301,7 @@ def _clipped(pixels: np.ndarray) -> np.ndarray:
     return pixels.clip(least, INT16.max).astype(np.int16)
 
 
-def _standardised(image: np.ndarray) -> np.ndarray:
+def standardised(image: np.ndarray) -> np.ndarray:
     """Each channel of zero mean and unit variance; a channel of one value becomes zero. Works in place, and squares
     one slice at a time: numpy's own deviation of a volume takes twice its memory."""
     for channel in image:

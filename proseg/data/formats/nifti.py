@@ -14,8 +14,9 @@ from typing import IO
 
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
-from nibabel.nifti1 import Nifti1Header
-from nibabel.nifti2 import Nifti2Header
+from nibabel.loadsave import save
+from nibabel.nifti1 import Nifti1Header, Nifti1Image
+from nibabel.nifti2 import Nifti2Header, Nifti2Image
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 from nibabel.wrapstruct import WrapStructError
@@ -92,6 +93,26 @@ def read(path: Path, file: IO[bytes]) -> Picture:
     return orientation.picture(values, claim.place, claim.spacing)
 
 
+def write_like(target: Path, maps: np.ndarray, like: Path, file: IO[bytes]) -> None:
+    """Maps of a picture in the geometry of the file that it came from: its axes, affines, spacing and units.
+
+    Args:
+        maps: [K, D, H, W] or [K, H, W] in the picture's axes; one map gets no fourth axis.
+        like: the picture's file, which `file` has been opened from.
+    """
+    claim, start = _claim(like, _unpacked(like, file))
+    values = orientation.turned_back(maps, claim.sizes, claim.place)
+    # A slice has two axes, or a third of length 1: channels stand behind the third.
+    values = values[..., 0] if len(maps) == 1 else values if values.ndim == 4 else values[:, :, None]
+    header = _header(like, start)
+    header.set_data_dtype(maps.dtype)
+    header.set_slope_inter(None, None)
+    header.set_intent("none")
+    header["cal_min"] = header["cal_max"] = 0  # of the image's intensities
+    kind = Nifti2Image if isinstance(header, Nifti2Header) else Nifti1Image
+    save(kind(values, header.get_best_affine(), header), target)
+
+
 def _unpacked(path: Path, file: IO[bytes]) -> IO[bytes]:
     return gzip.GzipFile(fileobj=file) if path.suffix.lower() == ".gz" else file  # type: ignore[return-value]
 
@@ -99,10 +120,8 @@ def _unpacked(path: Path, file: IO[bytes]) -> IO[bytes]:
 def _claim(path: Path, stream: IO[bytes]) -> tuple[_Claim, bytes]:
     """What the header says, and the bytes that were read."""
     start = stream.read(540)
-    size = next((size for order in "<>" for size in KINDS if start[:4] == struct.pack(f"{order}i", size)), None)
-    if size is None:
-        raise DataError(f"{path}: the file is no NIfTI file, or damaged at its start")
-    header = KINDS[size](start[:size])
+    header = _header(path, start)
+    size = int(header["sizeof_hdr"])
     if bytes(header["magic"])[:2] != b"n+":
         raise DataError(f"{path}: the header of a pair of files; save image and header as one .nii or .nii.gz")
     shape, offset = _axes(path, header.get_data_shape()), int(header.get_data_offset())
@@ -115,6 +134,14 @@ def _claim(path: Path, stream: IO[bytes]) -> tuple[_Claim, bytes]:
     claim = _Claim(shape, header.get_data_dtype(), offset, 1.0 if slope is None else float(slope),
                    float(intercept or 0), place, spacing)  # fmt: skip
     return claim, start
+
+
+def _header(path: Path, start: bytes) -> Nifti1Header:
+    """As it stands in the first bytes of a file."""
+    size = next((size for order in "<>" for size in KINDS if start[:4] == struct.pack(f"{order}i", size)), None)
+    if size is None:
+        raise DataError(f"{path}: the file is no NIfTI file, or damaged at its start")
+    return KINDS[size](start[:size])
 
 
 def _axes(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -41,6 +41,8 @@ TO_LPS = {
 """The sign of each direction of a space."""
 IN_SPACE = ("domain", "space")
 """Kinds of axes."""
+ABOUT_SPACE = ("space", "space dimension", "space origin", "space units")
+"""Fields of the header that do not speak of one axis."""
 MM = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "μm": 0.001}
 
 
@@ -82,6 +84,27 @@ def read(path: Path, file: IO[bytes]) -> Picture:
     values = np.frombuffer(content, claim.dtype).reshape(claim.sizes, order="F")
     values = values[..., None] if claim.channel_axis is None else np.moveaxis(values, claim.channel_axis, -1)
     return orientation.picture(values, claim.place, claim.spacing)
+
+
+def write_like(target: Path, maps: np.ndarray, like: Path, file: IO[bytes]) -> None:
+    """Maps of a picture in the geometry of the file that it came from: its axes, directions, origin and units.
+
+    Args:
+        maps: [K, D, H, W] or [K, H, W] in the picture's axes; one map gets no axis of its own, several the last one.
+        like: the picture's file, which `file` has been opened from.
+    """
+    claim = _claim(like, file)
+    values = orientation.turned_back(maps, tuple(claim.sizes[axis] for axis in claim.spatial), claim.place)
+    several = len(maps) > 1
+    header = {key: claim.header[key] for key in ABOUT_SPACE if key in claim.header}
+    if "space directions" in claim.header:
+        rows = _directions(claim.header)
+        directions = [np.asarray(rows[axis]) for axis in claim.spatial]
+        header["space directions"] = np.array(directions + [np.full_like(directions[0], np.nan)] * several)
+    elif "spacings" in claim.header:
+        header["spacings"] = [float(claim.header["spacings"][axis]) for axis in claim.spatial] + [math.nan] * several
+    header["kinds"] = ["domain"] * len(claim.spatial) + ["list"] * several
+    nrrd.write(str(target), values if several else values[..., 0], header)
 
 
 def _unpacked(path: Path, file: IO[bytes], encoding: str, wanted: int) -> bytes:

@@ -8,13 +8,15 @@ slice stays as it lies, rows along the file's second axis.
 from pathlib import Path
 
 import numpy as np
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
 from proseg.data.formats.picture import Picture
 from proseg.errors import DataError
 
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """From mm right, anterior, superior."""
+STRAIGHT = np.array([[0, 1], [1, 1], [2, 1]])
+"""nibabel's orientation of a volume that needs no turning."""
 
 
 def picture(values: np.ndarray, place: np.ndarray | None, spacing: np.ndarray | None) -> Picture:
@@ -25,7 +27,7 @@ def picture(values: np.ndarray, place: np.ndarray | None, spacing: np.ndarray | 
         place: [4, 4], from (x, y, z, 1) to mm left, posterior, superior; None where it is not known.
         spacing: mm along the file's axes; None where it is not known.
     """
-    if values.ndim == 4 and values.shape[2] > 1 and place is not None:
+    if place is not None and _is_turned(values.shape[:-1]):
         values, place, spacing = _turned(values, place)
     pixels = values.transpose(*range(values.ndim)[::-1])
     return Picture(
@@ -38,10 +40,19 @@ def picture(values: np.ndarray, place: np.ndarray | None, spacing: np.ndarray | 
 
 def shape(sizes: tuple[int, ...], channels: int, place: np.ndarray | None) -> tuple[int, ...]:
     """[C, H, W] or [C, D, H, W] that `picture` will have, from the file's sizes along (x, y) or (x, y, z)."""
-    if len(sizes) == 3 and sizes[2] > 1 and place is not None:
+    if place is not None and _is_turned(sizes):
         axes = io_orientation(place)[:, 0].astype(int)
         sizes = tuple(sizes[i] for i in np.argsort(axes))
     return (channels, *sizes[::-1])
+
+
+def turned_back(maps: np.ndarray, sizes: tuple[int, ...], place: np.ndarray | None) -> np.ndarray:
+    """The inverse of `picture`, to the very voxel: [K, D, H, W] or [K, H, W] in the store's axes to [x, y, z, K] or
+    [x, y, K] in the file's, whose sizes in space and whose place these are."""
+    values = maps.transpose(*range(maps.ndim)[::-1])
+    if place is None or not _is_turned(sizes):
+        return values
+    return apply_orientation(values, ornt_transform(STRAIGHT, io_orientation(place)))
 
 
 def check(path: Path, place: np.ndarray | None, spacing: np.ndarray | None) -> None:
@@ -50,6 +61,11 @@ def check(path: Path, place: np.ndarray | None, spacing: np.ndarray | None) -> N
         raise DataError(f"{path}: the directions of its axes make no sense: {place[:3, :3].tolist()}")
     if spacing is not None and (not np.isfinite(spacing).all() or min(spacing) <= 0):
         raise DataError(f"{path}: its spacing is {list(map(float, spacing))}; expected positive numbers, in mm")
+
+
+def _is_turned(sizes: tuple[int, ...]) -> bool:
+    """Whether axes of these sizes are those of a volume; a single slice stays as it lies."""
+    return len(sizes) == 3 and sizes[2] > 1
 
 
 def _turned(values: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
