@@ -9,6 +9,11 @@ from cli import render
 from cli.errors import INTERRUPTED, user_errors
 from cli.options import Json
 
+TILED = (
+    "it is larger than the {} x {} pixels that the model was trained on, and was cut into such tiles; a model of crops "
+    "about lesions sees a lesion in each of them"
+)
+
 
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A folder that `best --export` wrote.")],
@@ -39,6 +44,8 @@ def predict(
             return
         for one in record["inputs"]:
             render.line(f"{one['name']}: {_range(one)}")
+            if one["tiled"]:
+                render.line(f"  note: {TILED.format(*record['tile'])}")
         render.line(f"in {out}, areas and volumes in {out / RECORD}")
 
 

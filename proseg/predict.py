@@ -105,7 +105,7 @@ def predict(
     _check_out(out, inputs, force)
     record: dict[str, Any] = {
         "model": origin, "data": {key: model.data.get(key) for key in ("name", "label", "fingerprint")},
-        "samples": samples, "seed": seed, "experts": dict(task.experts), "inputs": [],
+        "samples": samples, "seed": seed, "tile": list(task.tile), "experts": dict(task.experts), "inputs": [],
     }  # fmt: skip
     with _appearing(out) as folder:
         for name, path in names.items():
@@ -291,11 +291,16 @@ def _measures(task: Task, picture: Picture, counts: np.ndarray) -> dict[str, Any
     each = [[_measure(picture, one) for one in mask] for mask in counts]
     experts, samples = each[: len(task.experts)], each[len(task.experts) : -1]
     return {
-        "shape": list(picture.pixels.shape[1:]), "spacing_mm": _spacing(picture),
+        "shape": list(picture.pixels.shape[1:]), "spacing_mm": _spacing(picture), "tiled": _tiled(task, picture),
         "experts": dict(zip(task.experts, experts, strict=True)), "mean": each[-1],
         "samples_mean": [_over([sample[k] for sample in samples], np.mean) for k in range(task.classes)],
         "samples_std": [_over([sample[k] for sample in samples], np.std) for k in range(task.classes)],
     }  # fmt: skip
+
+
+def _tiled(task: Task, picture: Picture) -> bool:
+    height, width = picture.pixels.shape[-2:]
+    return height > task.tile[0] or width > task.tile[1]
 
 
 def _spacing(picture: Picture) -> list[float] | None:

@@ -166,6 +166,7 @@ def test_a_large_nifti_volume_with_odd_spacing_and_a_flipped_axis(tmp_path: Path
     assert first["volume_ml"] == pytest.approx(431 * 0.71 * 1.3 * 2.25 / 1000)
     assert second["pixels"] == 200
     assert of["shape"] == [3, 512, 512]
+    assert (of["tiled"], record["tile"]) == (True, [128, 128])
     assert of["spacing_mm"] == pytest.approx([2.25, 1.3, 0.71])
 
 
