@@ -362,8 +362,8 @@ class MlflowTracker:
                 self._send(lambda path=path: self._client.log_artifact(self._runs[key], str(path), under))
 
     def _end(self, key: str, status: str, tags: dict[str, str]) -> None:
-        self._send(lambda: self._tag(key, tags))
         self._send(lambda: self._client.set_terminated(self._runs[key], status))
+        self._send(lambda: self._tag(key, tags))  # last: by its state a run is known to have all that belongs to it
 
     def _tag(self, key: str, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag

@@ -384,12 +384,41 @@ def test_a_store_that_is_no_database_is_one_sentence(tmp_path: Path, monkeypatch
     assert "\n" not in str(error.value)
 
 
+# A driver that dies while it ends a trial
+
+
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("name", ["_tag", "set_terminated"])
+def test_a_run_is_not_left_open_by_a_driver_that_dies_as_it_ends_it(
+    home: Path, store: Store, monkeypatch: pytest.MonkeyPatch, name: str, done: bool
+):
+    study = make_study(home, store, name=f"dies{name}{done}")
+    tracker = MlflowTracker(study, home)
+    tracker.trial_started(Trial(0, {"optim.lr": 0.001, "model.tau_size": 2}))
+    ended = add_trial(study, 0, 0.3, "stopped early", reason="ASHA")
+    owner = tracker if name == "_tag" else tracker._client
+    original = getattr(owner, name)
+
+    def dies(*args: Any) -> None:
+        if done:
+            original(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, dies)
+    with pytest.raises(KeyboardInterrupt):
+        tracker.trial_ended(ended)
+    MlflowTracker(study, home, read_trials(study))
+    run = runs_of(home, study.name)["t000"]
+    assert (run.info.status, run.data.tags["proseg.state"]) == ("FINISHED", "stopped early")
+
+
 # Epochs in quick succession
 
 
 def test_epochs_that_end_soon_one_after_another_are_sent_together(
-    study: Study, home: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ):
+    study = make_study(home, store, name="together")
     monkeypatch.setattr("orchestrator.tracking.MOST_METRICS", 9)  # of three epochs, three numbers each
     tracker, trial = MlflowTracker(study, home), Trial(0, {"optim.lr": 0.001, "model.tau_size": 2})
     tracker.trial_started(trial)
