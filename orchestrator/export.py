@@ -15,7 +15,18 @@ from orchestrator.study import Study, StudyError
 from orchestrator.tables import final_markdown
 from proseg.config import TrainConfig
 from proseg.data.store import Store
-from proseg.records import BEST, CARD, CASES, CONFIG, DATA, ENVIRONMENT, METRICS, WEIGHTS, write_atomically
+from proseg.records import (
+    BEST,
+    CARD,
+    CASES,
+    CONFIG,
+    DATA,
+    ENVIRONMENT,
+    METRICS,
+    WEIGHTS,
+    whole_folder,
+    write_atomically,
+)
 
 RECORD = "export.json"
 OURS = {WEIGHTS, CONFIG, DATA, METRICS, ENVIRONMENT, CARD, CASES}
@@ -82,18 +93,11 @@ def export(study: Study, folder: Path, *, force: bool = False) -> None:
     retrained = (source.parent / "result.json").exists()
     if not retrained:
         source = study.trial_folder(trial.number) / BEST
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        _write(study, trial, source, partial, retrained)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+        with whole_folder(folder) as partial:
+            _write(study, trial, source, partial, retrained)
     except OSError as error:
         raise StudyError(f"--export {folder} cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     write_atomically(study.folder / RECORD, json.dumps({"folder": str(folder)}).encode())
 
 

@@ -17,8 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from proseg.data.own import standardised
 from proseg.data.reading import Track, silent
 from proseg.errors import CheckpointError, DataError
 from proseg.exported import ExportedModel
+from proseg.records import whole_folder
 from proseg.tiles import tiled
 
 RECORD = "prediction.json"
@@ -107,10 +107,14 @@ def predict(
         "model": origin, "data": {key: model.data.get(key) for key in ("name", "label", "fingerprint")},
         "samples": samples, "seed": seed, "tile": list(task.tile), "experts": dict(task.experts), "inputs": [],
     }  # fmt: skip
-    with _appearing(out) as folder:
-        for name, path in names.items():
-            record["inputs"].append(_segment(task, path, folder / name, track))
-        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    out = out.resolve()
+    try:
+        with whole_folder(out) as folder:
+            for name, path in names.items():
+                record["inputs"].append(_segment(task, path, folder / name, track))
+            (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    except OSError as error:
+        raise DataError(f"--out {out} cannot be written: {error.strerror or error}") from None
     return record
 
 
@@ -175,24 +179,6 @@ def _ours(out: Path) -> set[str]:
         return {RECORD, *(one["name"] for one in record["inputs"])}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return set()
-
-
-@contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` that takes its place when all has gone well, and is gone otherwise."""
-    out = out.resolve()
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-        partial.mkdir(parents=True)
-        yield partial
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
-    except OSError as error:
-        raise DataError(f"--out {out} cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 # One image
