@@ -24,19 +24,26 @@ def measure(
     rows = np.random.default_rng(0).permutation(store.manifest.slices)[:slices]
     check(store, rows[:batch_size])
 
+    return epochs(store, rows, Naive(store, rows), f"epoch of {len(rows)} slices", repeats, batch_size, workers)
+
+
+def epochs(
+    store: Store, rows: np.ndarray, rival: Dataset, name: str, repeats: int, batch_size: int, workers: int
+) -> list[Row]:
+    """An epoch of augmented batches of these rows, against a DataLoader over the rival's data set."""
+
     def ours() -> None:
         for start in range(0, len(rows), batch_size):
             batches.augment(batches.load(store, rows[start : start + batch_size]), flip=True)
 
     def naive() -> None:
-        for _ in DataLoader(Naive(store, rows), batch_size=batch_size, num_workers=workers):
+        for _ in DataLoader(rival, batch_size=batch_size, num_workers=workers):
             pass
 
     ours(), naive()
     measured = [(cost(ours), cost(naive)) for _ in range(repeats)]
-    name = f"epoch of {len(rows)} slices"
     return [
-        Row(name, [mine[i] for mine, _ in measured], [rival[i] for _, rival in measured], unit, note=note)
+        Row(name, [mine[i] for mine, _ in measured], [theirs[i] for _, theirs in measured], unit, note=note)
         for i, unit, note in ((0, "CPU-s", f"rival: {workers} workers, their seconds included"), (1, "wall s", ""))
     ]
 

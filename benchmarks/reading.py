@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from benchmarks.loading import cost, naive_turn
+from benchmarks.loading import epochs, naive_turn
 from benchmarks.timing import Row, command
 from orchestrator.workspace import workspace
 from proseg.data import batches
@@ -37,7 +37,7 @@ def measure(
         check(store, files, rows[:batch_size])
         return [
             _random_access(store, files, repeats),
-            *_batches(store, files, repeats, batch_size, workers),
+            *epochs(store, rows, files, f"epoch of {len(rows)} slices of NPY files", repeats, batch_size, workers),
             Row(f"memory of a process that reads {len(rows)} slices", [private(store.folder) for _ in range(repeats)],
                 [private(files.folder) for _ in range(repeats)], "MB", GOAL_MEMORY, "beside what is shared"),
         ]  # fmt: skip
@@ -61,26 +61,6 @@ def _random_access(store: Store, files: "Files", repeats: int) -> Row:
     note = f"{len(files.rows) / sorted(mine)[repeats // 2]:.0f} slices a second"
     return Row("a slice at random, copied", [each * one for one in mine], [each * one for one in rival], "wall us",
                1e6 / GOAL_SLICES, note)  # fmt: skip
-
-
-def _batches(store: Store, files: "Files", repeats: int, batch_size: int, workers: int) -> list[Row]:
-    rows = files.rows
-
-    def ours() -> None:
-        for start in range(0, len(rows), batch_size):
-            batches.augment(batches.load(store, rows[start : start + batch_size]), flip=True)
-
-    def naive() -> None:
-        for _ in DataLoader(files, batch_size=batch_size, num_workers=workers):
-            pass
-
-    ours(), naive()
-    measured = [(cost(ours), cost(naive)) for _ in range(repeats)]
-    name = f"epoch of {len(rows)} slices of NPY files"
-    return [
-        Row(name, [mine[i] for mine, _ in measured], [rival[i] for _, rival in measured], unit, note=note)
-        for i, unit, note in ((0, "CPU-s", f"rival: {workers} workers, their seconds included"), (1, "wall s", ""))
-    ]
 
 
 def _wall(job) -> float:
