@@ -50,6 +50,7 @@ class LocalServer:
         """
         if self._child.poll() is not None:
             code, was_up = self._child.returncode, self._up
+            self.stop()
             self._start()
             if not was_up:
                 raise StudyError(f"MLflow's server ended with code {code}; its log is {LOG} in the workspace")

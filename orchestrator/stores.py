@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -100,4 +101,6 @@ def quieten() -> None:
 
 
 def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    """What an error says, in short; a password in an address is left out."""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    return re.sub(r"(://[^:/@\s]+):[^/@\s]+@", r"\1@", text)[:200]
