@@ -79,8 +79,8 @@ def _checked(arrays: dict[str, np.ndarray]) -> Samples:
     for name, shape in shapes.items():
         if arrays[name].shape != shape or arrays[name].dtype != (bool if name == "present" else np.uint8):
             raise ValueError(f"{name} is {arrays[name].dtype} {arrays[name].shape}, not {shape}")
-    single = {name: arrays[name].item() for name in ("label", "epoch", "draws")}
-    return Samples(**single, **{name: arrays[name] for name in shapes})
+    label, epoch, draws = (arrays[name].item() for name in ("label", "epoch", "draws"))
+    return Samples(str(label), int(epoch), int(draws), **{name: arrays[name] for name in shapes})
 
 
 def picture(samples: Path) -> "Image":

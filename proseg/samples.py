@@ -1,4 +1,4 @@
-"""What a model makes of a few validation slices, taken at each best epoch of a training: so little that it costs nothing.
+"""What a model makes of a few validation slices, taken at each best epoch of a training at next to no cost.
 
 The forward pass is a tiny one of its own, on the rank that asks: the slices may have been validated by another rank.
 """
