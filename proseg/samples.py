@@ -27,20 +27,20 @@ def choose(store: Store, cases: Sequence[np.ndarray], crop: int | None) -> list[
     """
     found: list[int] = []
     for patient in _patients(store, cases):
-        areas = batches.load(store, patient, crop).annotations.bool().sum((1, 2, 3))
-        if areas.any():
-            found.append(int(patient[int(areas.argmax())]))
+        areas = [int(batches.load(store, [row], crop).annotations.bool().sum()) for row in patient]
+        if any(areas):
+            found.append(patient[areas.index(max(areas))])
         if len(found) == SLICES:
             break
     return found or [int(case[0]) for case in cases[:SLICES]]
 
 
-def _patients(store: Store, cases: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _patients(store: Store, cases: Sequence[np.ndarray]) -> list[list[int]]:
     """The rows of every patient, in the order in which the patients come."""
     rows: dict[str, list[int]] = {}
     for case in cases:
         rows.setdefault(str(store.patients[case[0]]), []).extend(case.tolist())
-    return [np.array(some) for some in rows.values()]
+    return list(rows.values())
 
 
 @torch.no_grad()

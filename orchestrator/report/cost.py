@@ -43,16 +43,16 @@ def section(study: Study, results: Sequence[FoldResult], drawn: Sequence[Experts
 
 
 def _said(study: Study, trials: Sequence[Trial]) -> list[str]:
-    said = [f"{study.resources.unit} are weighted by the shares that were held. Seconds of trials are from begin to end, "
-            "pauses left out; those of other trainings are of their epochs with validation, without the evaluation on "
-            "test patients."]  # fmt: skip
+    said = [f"{study.resources.unit} are weighted by the shares that were held. Seconds of trials are from begin to "
+            "end, pauses left out; those of other trainings are of their epochs with validation, without the "
+            "evaluation on test patients."]  # fmt: skip
     if all(trial.memory is None for trial in trials):
         said.append("GPU memory was not recorded: " + ("this study ran on CPUs." if not study.resources.gpus
                     else "no epoch has ended on a GPU."))  # fmt: skip
     if study.quote is not None:
         low, high = study.quote.low / 60, study.quote.high / 60
         said.append(f"One rank of the largest configuration needed {study.quote.memory / MIB:.0f} MiB when it was "
-                    f"measured before the search; {low:.0f} to {high:.0f} minutes were quoted for all of it.")  # fmt: skip
+                    f"measured before the search; {low:.0f} to {high:.0f} minutes were quoted for all.")  # fmt: skip
     return said
 
 
@@ -104,11 +104,11 @@ def _trials(study: Study, trials: Sequence[Trial]) -> Table:
          _mebibytes(trial.memory), weights(study.trial_folder(trial.number) / BEST), flops.get(trial.number))
         for trial in trials
     )  # fmt: skip
-    notes = ["FLOPs: of the forward and backward pass of one slice; counted for trials that were confirmed only."]
+    counted = "counted for trials that were confirmed only" if flops else "counted when trials are confirmed: none was"
     return Table(
         "cost-trials", f"What each trial took ({study.data.label})",
         ("trial", "state", "epochs", "seconds", "seconds an epoch", study.resources.unit, "GPU memory, MiB", "weights",
-         "GFLOPs a slice"), rows, tuple(notes),
+         "GFLOPs a slice"), rows, (f"FLOPs: of the forward and backward pass of one slice; {counted}.",),
     )  # fmt: skip
 
 

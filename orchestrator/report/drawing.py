@@ -205,8 +205,8 @@ def _taus(model: ProSeg, slug: str, label: str) -> Figure:
     tau = draw_dirichlet(alpha[:, None].expand(-1, TAUS, -1), torch.Generator().manual_seed(0))
     own = _nearest_is_own(tau)
     rows = tuple((f"A{rater + 1}", share) for rater, share in enumerate(own))
-    table = Table(f"{slug}-tau", "Share of a rater's draws of tau whose nearest other draw is the same rater's",
-                  ("rater", "nearest is the same rater's"), rows,
+    caption = f"Share of a rater's draws of tau whose nearest other draw is the same rater's; {label}"
+    table = Table(f"{slug}-tau", caption, ("rater", "nearest is the same rater's"), rows,
                   (f"Without any difference between the raters it would be about {1 / len(own):.2f}.",))  # fmt: skip
     said = ", ".join(f"A{rater + 1} {share:.0%}" for rater, share in enumerate(own))
     return Figure(

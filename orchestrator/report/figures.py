@@ -72,11 +72,11 @@ def subjects(study: Study) -> list[Subject]:
     None where no trial has come to a score.
     """
     found: dict[str, Subject] = {}
+    known = {data.name: data for data in (*(final.data for final in study.finals), study.data) if data is not None}
     for result in read_results(study):
-        data = next(final.data for final in study.finals if final.data is not None and final.data.name == result.data)
-        folder = study.final_folder(result.data, result.fold)
+        checkpoint = study.final_folder(result.data, result.fold) / BEST
         if result.data not in found or (result.data, result.fold) == (study.data.name, study.space.fold):
-            found[result.data] = Subject(data, folder / BEST, result.fold, held_out=True)
+            found[result.data] = Subject(known[result.data], checkpoint, result.fold, held_out=True)
     if found:
         return sorted(found.values(), key=lambda subject: subject.data.name != study.data.name)
     if best_trial(read_trials(study), study.criterion) is None:

@@ -117,8 +117,8 @@ def _notes(data: str, table: PublishedTable | None, like: Likeness | None) -> tu
     personal = [row.metrics for row in table.rows if row.samples == EACH and "dice_mean" in row.metrics]
     same = sum(metrics["dice_mean"] == metrics["dice_match"] for metrics in personal)
     if same:
-        notes.append(f"D_A1.. and D_mean of published rows are probably of matched predictions (D_mean equals D_match in "
-                     f"{same} of {len(personal)} rows); ours are of the map made for each rater.")  # fmt: skip
+        notes.append("D_A1.. and D_mean of published rows are probably of matched predictions (D_mean equals D_match "
+                     f"in {same} of {len(personal)} rows); ours are of the map made for each rater.")  # fmt: skip
     return tuple(notes)
 
 
@@ -237,9 +237,6 @@ def _parts_table(data: str, metrics: dict[str, dict[str, float]], results: Seque
     heads = [_title(name) for name in PARTS]
     theirs = _published(table, like, heads) if table and like else []
     caption = f"{data} ({first.label}): held-out test cases in {len(folds)} {_plural(len(folds), 'fold')}"
-    notes = (
-        _notes(data, table, like)[:2] if table or not like else (f"The paper has no such table for data like {data}.",)
-    )
     return Table(f"decomposed-{figures.slug(data)}", caption, ("numbers", "method", "S", *heads),
                  _by_samples([*rows, *theirs]), _table_notes(data, table, like))  # fmt: skip
 
