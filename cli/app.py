@@ -31,6 +31,7 @@ from cli.options import (
     trial_number,
 )
 from cli.predict import predict
+from cli.report import report
 
 if TYPE_CHECKING:
     from orchestrator.study import Study
@@ -44,6 +45,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.command()(compare)
 app.command()(predict)
+app.command()(report)
 
 
 def main() -> None:
