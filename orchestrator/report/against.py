@@ -8,7 +8,19 @@ from orchestrator.report.parts import Section, Table
 from orchestrator.scored import find_run, matched
 from orchestrator.significance import Comparison
 
-COLUMNS = ("metric", "S", "A", "B", "B - A", "interval from", "interval to", "p", "p Holm", "better", "differ")
+COLUMNS: tuple[str, ...] = (
+    "metric",
+    "S",
+    "A",
+    "B",
+    "B - A",
+    "interval from",
+    "interval to",
+    "p",
+    "p Holm",
+    "better",
+    "differ",
+)
 
 
 def against(facts: Facts, other: str, home: Path) -> Section:

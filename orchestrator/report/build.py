@@ -60,8 +60,8 @@ def _answer(facts: Facts) -> list[str]:
     if winner is None:
         return [*said, "There is no winner yet: no trial has ended with a score."]
     metric = study.criterion.metric
-    said.append(f"{winner.name} is the chosen trial, {winner.state}, with {metric} {winner.objective:.4f} on validation "
-                "patients.")  # fmt: skip
+    said.append(f"{winner.name} is the chosen trial, {winner.state}, with {metric} {winner.objective:.4f} on "
+                "validation patients.")  # fmt: skip
     if facts.verdict is not None:
         said.append(sentence(facts.verdict, metric))
     if not facts.results:
@@ -74,14 +74,16 @@ def _numbers(facts: Facts) -> list[tuple[str, str]]:
     study, winner = facts.study, facts.winner
     metric, median = study.criterion.metric, median_objective(facts.trials)
     counts = ", ".join(f"{number} {state}" for state, number in facts.counts().items())
-    found = [("study", facts.state), ("trials", f"{len(facts.trials)} of {study.trials}" + (f": {counts}" if counts else ""))]
+    begun = f"{len(facts.trials)} of {study.trials}"
+    found = [("study", facts.state), ("trials", f"{begun}: {counts}" if counts else begun)]
     if winner is not None:
         found.append((f"best {metric} (validation)", f"{winner.objective:.4f}"))
     if median is not None:
         found.append((f"median {metric} (validation)", f"{median:.4f}"))
     found += [
-        (f"{column} ({row['data']}, held out)", f"{cell(column, row['cells'][column], row['folds'])}, S = {row['samples']}")
-        for row in final_rows(facts.results) for column in ("GED",) if column in row["cells"]
-    ]  # fmt: skip
+        (f"GED on held-out {row['data']}, S = {row['samples']}", cell("GED", row["cells"]["GED"], row["folds"]))
+        for row in final_rows(facts.results)
+        if "GED" in row["cells"]
+    ]
     spent = sum(trial.cost for trial in facts.trials)
     return [*found, ("spent on trials", f"{spent:.3g} {study.resources.unit}")]

@@ -14,15 +14,16 @@ import matplotlib.figure
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from orchestrator.report.facts import count, listed
-from orchestrator.report.parts import Figure, Table
+from orchestrator.report.parts import Cell, Figure, Table
 
 INK, MUTED, FAINT, PAPER = "#1d2127", "#6b7280", "#c9ced6", "#fefefe"
 BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#aa5c8f"
 COLOURS = {"ink": INK, "muted": MUTED, "faint": FAINT, "paper": PAPER, "blue": BLUE, "vermilion": VERMILION,
            "green": GREEN, "purple": PURPLE}  # fmt: skip
-WIDTH, DPI, SIZE = 6.2, 160, 9
+WIDTH, DPI, SIZE = 5.2, 160, 9
 """Inches of a chart in a column of text; dots an inch of the PNG; points of the letters."""
 STATES = {
     "complete": ("o", BLUE, True), "stopped early": ("v", VERMILION, False), "running": ("s", GREEN, False),
@@ -31,6 +32,8 @@ STATES = {
 """How a state is drawn: marker, colour, filled."""
 FENCE = 3.0
 """Values worse than the upper quartile by so many interquartile ranges would press all others together."""
+BACK = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
+"""Behind letters that lie on lines."""
 NOT_SEARCHED = -0.13
 """Height at which a line passes an axis whose value was not searched; the axis is 0 to 1 high."""
 
@@ -83,7 +86,7 @@ class Line:
     """A trial across all axes."""
 
     name: str
-    values: tuple[object, ...]
+    values: tuple[Cell, ...]
     strong: bool
 
 
@@ -108,7 +111,8 @@ def bars(
     axes.tick_params(axis="y", length=0)
     handles = [Line2D([], [], color=BLUE, linewidth=6, label="more than chance"),
                Line2D([], [], color=FAINT, linewidth=6, label="not more"),
-               Line2D([], [], color=INK, marker="|", markersize=9, linestyle="", label="chance reaches this")]  # fmt: skip
+               Line2D([], [], color=INK, marker="|", markersize=9, linestyle="", label="chance reaches this"),
+               ]  # fmt: skip
     _legend(figure, handles)
     return _finished(figure, name, caption, alternative, label, table)
 
@@ -127,15 +131,14 @@ def history(
     _star(axes, points, chosen)
     axes.set_xlabel("trial")
     axes.set_ylabel(_better(metric, maximize))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     steps = [Line2D([], [], color=INK, linewidth=1.4, label="best so far")] if known else []
     _legend(figure, [*_state_handles(point.state for point in points), *steps, *_star_handles(points, chosen)])
     values = [point.y for point in points]
     first, last = (known[0][1], known[-1][1]) if known else (None, None)
     course = f" Of those that ran to their end the best went from {first:.4f} to {last:.4f}." if known else ""
-    alternative = (
-        f"{count(len(points), 'trial')} over their number; {metric} from {min(values):.4f} to {max(values):.4f}.{course}"
-    )
+    ends = f"{metric} from {min(values):.4f} to {max(values):.4f}"
+    alternative = f"{count(len(points), 'trial')} over their number; {ends}.{course}"
     return _finished(figure, "history", f"{metric} of every trial, and the best so far.{_edge(beyond)}", alternative,
                      label, table)  # fmt: skip
 
@@ -160,8 +163,8 @@ def scatter(
                   label="front")  # fmt: skip
     _legend(figure, [*_state_handles(point.state for point in points), *([ring] if ordered else []),
                      *_star_handles(points, chosen)])  # fmt: skip
-    spans = [f"{metric} from {min(values):.4f} to {max(values):.4f}"
-             for metric, values in zip(metrics, zip(*((p.x, p.y) for p in points), strict=True), strict=True)]  # fmt: skip
+    both = ([point.x for point in points], [point.y for point in points])
+    spans = [f"{name} from {min(some):.4f} to {max(some):.4f}" for name, some in zip(metrics, both, strict=True)]
     told = f" On the front: {listed([f'{p.name} ({p.x:.4f}, {p.y:.4f})' for p in ordered])}." if ordered else ""
     alternative = f"{count(len(points), 'trial')}; {' and '.join(spans)}.{told}"
     caption = f"{metrics[1]} against {metrics[0]} of every trial with both.{_edge(beyond)}"
@@ -186,7 +189,7 @@ def curves(
                   markerfacecolor=colour if whole else PAPER)  # fmt: skip
     axes.set_xlabel("epoch")
     axes.set_ylabel(_better(metric, maximize))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     named = [Line2D([], [], color=INK, linewidth=2.4, label=f"{chosen}, chosen")] if chosen in {
         line.name for line in lines} else []  # fmt: skip
     rung = [Line2D([], [], color=FAINT, linestyle=(0, (2, 2)), label="where trials were stopped")] if rungs else []
@@ -214,9 +217,12 @@ def parallel(axes_of: Sequence[Axis], lines: Sequence[Line], *, chosen: str | No
         axes.text(x, 1.07, axis.name.split(".")[-1], rotation=28, ha="left", va="bottom", fontsize=SIZE)
         for place, text in axis.marks():
             axes.plot([x - 0.04, x + 0.04], [place, place], color=MUTED, linewidth=1, zorder=1)
-            axes.text(x + 0.07, place, text, ha="left", va="center", fontsize=SIZE - 1.5, color=INK, zorder=5)
-    if skipped:
-        axes.text(-0.1, NOT_SEARCHED, "not searched", ha="right", va="center", fontsize=SIZE - 1.5, color=MUTED)
+            axes.text(
+                x + 0.07, place, text, ha="left", va="center", fontsize=SIZE - 1.5, color=INK, zorder=5, bbox=BACK
+            )
+        if any(line.values[x] is None for line in lines):
+            axes.text(x + 0.07, NOT_SEARCHED, "not searched", va="center", fontsize=SIZE - 1.5, color=MUTED, zorder=5,
+                      bbox=BACK)  # fmt: skip
     axes.set_xlim(-0.3, len(axes_of) - 0.45)
     axes.set_ylim(NOT_SEARCHED - 0.05 if skipped else -0.05, 1.08)
     axes.set_axis_off()
@@ -277,7 +283,7 @@ def _star(axes: Axes, points: Sequence[Point], chosen: str | None) -> None:
     for point in points:
         if point.name == chosen:
             axes.plot(point.x, point.y, "*", color=INK, markersize=12, markeredgecolor=PAPER, zorder=5)
-            axes.annotate(point.name, (point.x, point.y), (7, -10), textcoords="offset points", fontsize=SIZE,
+            axes.annotate(point.name, (point.x, point.y), (6, 6), textcoords="offset points", fontsize=SIZE,
                           color=INK)  # fmt: skip
 
 
@@ -297,7 +303,7 @@ def _state_handles(states: Iterable[str]) -> list[Line2D]:
 
 
 def _legend(figure: matplotlib.figure.Figure, handles: Sequence[Line2D]) -> None:
-    figure.legend(handles=handles, loc="outside upper left", ncols=min(4, len(handles)), fontsize=SIZE, frameon=False,
+    figure.legend(handles=handles, loc="outside upper left", ncols=min(3, len(handles)), fontsize=SIZE, frameon=False,
                   labelcolor=INK, handletextpad=0.6, columnspacing=1.4, borderaxespad=0.2)  # fmt: skip
 
 
@@ -319,5 +325,6 @@ def _finished(
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         svg, png = io.StringIO(), io.BytesIO()
         figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        figure.set_layout_engine("none")  # everything is in its place
         figure.savefig(png, format="png")
     return Figure(name, caption, alternative, png.getvalue(), svg.getvalue(), table)

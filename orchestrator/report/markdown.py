@@ -59,6 +59,7 @@ def _fenced(text: str) -> str:
 def plain(text: str) -> str:
     """Words that come from elsewhere: on one line, and nothing in them is taken for Markdown or HTML."""
     line = " ".join(text.split()).replace("&", "&amp;")
-    line = re.sub(r"([\\`*\[\]<>|~])", r"\\\1", line)
+    line = re.sub(r"([\\`*\[\]<|~])", r"\\\1", line)
     line = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", line)  # inside of a word it is only itself
-    return re.sub(r"^(\d*)([#+\-.)=])", r"\1\\\2", line)
+    line = re.sub(r"^(\d+)([.)])(?= |$)", r"\1\\\2", line)
+    return re.sub(r"^(>|[#+\-=]+(?= |$))", r"\\\1", line)

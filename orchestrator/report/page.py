@@ -20,10 +20,12 @@ from orchestrator.report.parts import Cell, Figure, Listing, Report, Table
 
 FOLDED = 20
 """Tables with more rows are folded: they are there to look things up."""
-WIDE = 11
-"""Tables with more columns take a page across."""
+WIDE, DENSE = 15, 10
+"""Tables with more columns than the first are printed across the page, than the second in small letters."""
+THREE, TWO = 5, 8
+"""Folded tables with at most so few columns are printed in three columns of the page, or two."""
 LONG = 40
-"""Characters of a cell that is given room."""
+"""Characters: a cell with more is given room, and lines; with fewer it is one line."""
 POINT = 96 / 72
 """Pixels of the page in a point of a chart."""
 BROAD = 700
@@ -44,6 +46,7 @@ def page(report: Report) -> str:
         loader=jinja2.FunctionLoader(_own), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
+    shelf.filters["breakable"] = breakable
     script = _own("page.js")
     return shelf.get_template("page.html").render(
         report=report, chapters=_chapters(report), version=version("proseg-tune"), policy=policy(script),
@@ -99,14 +102,21 @@ def _part(part: Table | Figure | Listing) -> dict[str, Any]:
 
 def _table(table: Table) -> dict[str, Any]:
     numbers = [_numeric(table, column) for column in range(len(table.columns))]
+    folded = len(table.rows) > FOLDED
     return {
         "kind": "table", "name": table.name, "caption": table.caption, "notes": table.notes,
-        "folded": len(table.rows) > FOLDED, "wide": len(table.columns) > WIDE,
+        "folded": folded, "css": f"table {_on_paper(len(table.columns), folded)}".rstrip(),
         "heads": [{"text": text, "number": number and place > 0}
                   for place, (text, number) in enumerate(zip(table.columns, numbers, strict=True))],
         "rows": [[_cell(cell, text, number) for cell, text, number in
                   zip(row, table.words(row), numbers, strict=True)] for row in table.rows],
     }  # fmt: skip
+
+
+def _on_paper(columns: int, folded: bool) -> str:
+    if columns > DENSE:
+        return "wide" if columns > WIDE else "dense"
+    return "" if not folded else "three" if columns <= THREE else "two" if columns <= TWO else ""
 
 
 def _numeric(table: Table, column: int) -> bool:
@@ -117,8 +127,7 @@ def _numeric(table: Table, column: int) -> bool:
 
 def _cell(cell: Cell, text: str, number: bool) -> _Cell:
     value = repr(cell) if isinstance(cell, int | float) and math.isfinite(cell) else None
-    words = " ".join(filter(None, ("words" if " " in text else "", "long" if len(text) > LONG else "")))
-    return _Cell(text, value, "number" if number else words)
+    return _Cell(text, value, "number" if number else "long" if len(text) > LONG else "short")
 
 
 def _figure(figure: Figure) -> dict[str, Any]:
@@ -128,6 +137,13 @@ def _figure(figure: Figure) -> dict[str, Any]:
         "png": base64.b64encode(figure.png).decode() if svg is None else "",
         "table": figure.table and _table(figure.table),
     }  # fmt: skip
+
+
+def breakable(text: str) -> Any:
+    """A name whose line may be broken behind its dots and underscores."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>").join(escape(piece) for piece in re.split(r"(?<=[._])(?=\w)", text))
 
 
 # --- charts inside of the page ----------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def history(facts: Facts) -> Section:
     )  # fmt: skip
     columns = ("trial", "state", "epochs", f"{criterion.metric} (val)", "best so far")
     table = Table("history", f"Every trial with a score ({data_line(facts.study)})", columns, rows,
-                  ("Best so far: of the trials that ran to their end.",), dict.fromkeys(columns[3:], SCORE))  # fmt: skip
+                  ("Best so far: of those that ran to their end.",), dict.fromkeys(columns[3:], SCORE))  # fmt: skip
     figure = charts.history(
         [charts.Point(t.name, t.number, t.objective or 0.0, t.state) for t in trials], best, metric=criterion.metric,
         maximize=criterion.maximize, chosen=facts.winner and facts.winner.name, label=data_line(facts.study),

@@ -133,18 +133,26 @@ def _text(value: Value | object) -> str:
 def made_with(facts: Facts) -> Section:
     """Versions and fingerprints: what must be the same for numbers to be comparable."""
     study = facts.study
-    now = environment()
-    versions = tuple((name, value, now.get(name)) for name, value in study.environment.items())
-    same = all(here == there for _, here, there in versions)
-    note = "The report was made with the same." if same else "The report was made with other versions: last column."
+    versions = _environments(study.environment, environment())
     prints = (
         *(("data", data.name, data.fingerprint) for data in _sets(facts)),
         ("search space", study.space.name, study.space_digest),
     )  # fmt: skip
     return Section("Environment and fingerprints", (), (
-        Table("environment", "With what the study was made", ("what", "study", "report"), versions, (note,)),
+        versions,
         Table("fingerprints", "What it rests on", ("what", "name", "fingerprint"), prints),
     ))  # fmt: skip
+
+
+def _environments(then: dict[str, str], now: dict[str, str]) -> Table:
+    """Of the study; that of the report beside it where it is another."""
+    caption = "With what the study was made"
+    if then == now:
+        rows = tuple(then.items())
+        return Table("environment", caption, ("what", "version"), rows, ("The report was made with the same.",))
+    names = dict.fromkeys((*then, *now))
+    rows = tuple((name, then.get(name), now.get(name)) for name in names)
+    return Table("environment", caption, ("what", "study", "this report"), rows)
 
 
 def again(facts: Facts) -> Section:
@@ -155,16 +163,18 @@ def again(facts: Facts) -> Section:
         "that order, and so what is tried, can differ from run to run. On CPUs a training of one configuration gives "
         "the same numbers again, on GPUs nearly.",
         f"All that was asked for is in study.json in the study's folder; the search space {study.space.name} is there "
-        "under `space`, as it was read.",
+        "under its own key, as it was read.",
     )
     parts = [
-        Listing("The study anew", "\n".join(_versions(facts) + [_launch(facts)])),
+        Listing("The study anew", "\n".join([*_versions(facts), _launch(facts)])),
         Listing("What it gave", f"proseg-tune status {study.name}\nproseg-tune best {study.name} --export DIR\n"
                                 f"proseg-tune report {study.name}"),
     ]  # fmt: skip
     if facts.winner is not None:
         config = study.config_of(facts.winner.values).model_dump()
-        parts.append(Listing(f"The configuration of {facts.winner.name}, the chosen trial", json.dumps(config, indent=1)))
+        parts.append(
+            Listing(f"The configuration of {facts.winner.name}, the chosen trial", json.dumps(config, indent=1))
+        )
     return Section("How to do it again", text, tuple(parts))
 
 

@@ -19,11 +19,10 @@ def leaderboard(facts: Facts) -> Section:
     if not leaders:
         return Section("Leaderboard", (f"No trial has a score yet{_so_far(facts)}.",))
     heads = metric_heads(facts.study)
-    unit = facts.study.resources.unit
-    columns = ("trial", "place", *heads, "state", "epochs", unit, "configuration", "remarks")
+    columns = ("trial", "place", *heads, "state", "epochs", "remarks", "configuration")
     rows = tuple(
-        (trial.name, place, *_scores(facts, trial), trial.state, trial.epoch, trial.cost, settings(trial),
-         _remarks(facts, trial))
+        (trial.name, place, *_scores(facts, trial), trial.state, trial.epoch, _remarks(facts, trial),
+         settings(trial))
         for place, trial in enumerate(leaders, start=1)
     )  # fmt: skip
     caption = f"The best {len(leaders)} of {count(len(facts.ranked), 'trial')} with a score ({data_line(facts.study)})"
@@ -40,9 +39,9 @@ def _order(facts: Facts) -> list[str]:
     study = facts.study
     best = listed([f"{'larger' if c.maximize else 'smaller'} {c.metric}" for c in study.criteria])
     notes = [
-        f"Measured on the validation patients of fold {study.space.fold}, at each trial's best epoch; {best} is better. "
-        "A trial that ran to its end stands before one that was stopped early: only it is known to hold what it "
-        "promised."
+        f"Measured on the validation patients of fold {study.space.fold}, at each trial's best epoch; {best} is "
+        "better. A trial that ran to its end stands before one that was stopped early: only it is known to hold what "
+        "it promised."
     ]
     if any(trial.over for trial in facts.trials):
         notes.append("Trials over a limit of the search space stand last: they cannot win.")
@@ -60,7 +59,7 @@ def _remarks(facts: Facts, trial: Trial) -> str:
     remarks = [
         "chosen" if chosen else "",
         f"over the limit of {listed(trial.over)}" if trial.over else "",
-        f"values from {trial.origin}" if trial.origin else "",
+        f"values from {trial.origin.partition(' (')[0]}" if trial.origin else "",
         f"went on {count(len(trial.retries), 'time')} from a checkpoint" if trial.retries else "",
     ]
     return "; ".join(filter(None, remarks))
@@ -75,16 +74,16 @@ def every_trial(facts: Facts) -> Section:
     if not facts.trials:
         return Section(title, ("No trial has begun.",))
     heads, names = metric_heads(facts.study), list(facts.study.space.search)
-    columns = ("trial", "state", *heads, "epochs", "seconds", facts.study.resources.unit, *names, "reason")
+    columns = ("trial", "state", *heads, "epochs", "seconds", facts.study.resources.unit, *names)
     rows = tuple(
         (trial.name, trial.state, *_scores(facts, trial), trial.epoch, trial.seconds, trial.cost,
-         *(_cell(trial.values.get(name)) for name in names), trial.reason)
+         *(_cell(trial.values.get(name)) for name in names))
         for trial in facts.trials
     )  # fmt: skip
     conditional = any(dimension.when for dimension in facts.study.space.search.values())
     notes = ("An empty cell: not searched there, for it depends on another value.",) if conditional else ()
     caption = f"All {len(rows)} trials by number ({data_line(facts.study)})"
-    formats = dict.fromkeys(heads, SCORE) | {"seconds": ".0f"}
+    formats = dict.fromkeys(heads, SCORE) | {"seconds": ".0f", facts.study.resources.unit: SCORE}
     return Section(title, parts=(Table("trials", caption, columns, rows, notes, formats),))
 
 
@@ -105,7 +104,7 @@ def stopped(facts: Facts) -> Section:
     title = "What was stopped early, and why"
     if not facts.trials:
         return Section(title, ("No trial has begun.",))
-    parts = [_rungs(facts), _curves(facts), _reasons(facts)]
+    parts = [_rungs(facts), _curves(facts), _stops(facts), _others(facts)]
     return Section(title, (_rule(facts), *_tally(facts)), tuple(part for part in parts if part is not None))
 
 
@@ -174,19 +173,29 @@ def _curves(facts: Facts) -> Figure | None:
     )  # fmt: skip
 
 
-def _reasons(facts: Facts) -> Table | None:
-    """Every trial that says why it ended."""
-    told = [trial for trial in facts.trials if trial.reason]
+def _stops(facts: Facts) -> Table | None:
+    """Every trial that early stopping ended, with what it was compared to."""
+    metrics = [criterion.metric for criterion in facts.study.criteria]
+    rows = tuple(
+        (trial.name, one["rung"], *one["value"], one["cutoff"], one["rank"], one["of"], one["kept"])
+        for trial in facts.trials if (one := trial.decision) and trial.state == "stopped early"
+    )  # fmt: skip
+    if not rows:
+        return None
+    columns = ("trial", "epoch", *(f"{metric} then" for metric in metrics), "cut-off", "rank", "of", "went on")
+    caption = f"What {count(len(rows), 'trial')} had when they were stopped ({data_line(facts.study)})"
+    formats = dict.fromkeys((*columns[2 : 2 + len(metrics)], "cut-off"), SCORE)
+    return Table("stopped", caption, columns, rows, formats=formats)
+
+
+def _others(facts: Facts) -> Table | None:
+    """Every other trial that says why it ended."""
+    told = [trial for trial in facts.trials if trial.reason and not (trial.decision and trial.state == "stopped early")]
     if not told:
         return None
-    heads = metric_heads(facts.study)
-    rows = tuple(
-        (trial.name, trial.state, trial.epoch, *_scores(facts, trial), span(trial.seconds), trial.reason)
-        for trial in told
-    )
-    caption = f"Why {count(len(told), 'trial')} ended where they did ({data_line(facts.study)})"
-    return Table("stopped", caption, ("trial", "state", "epochs", *heads, "took", "reason"), rows, (),
-                 dict.fromkeys(heads, SCORE))  # fmt: skip
+    rows = tuple((trial.name, trial.state, trial.epoch, span(trial.seconds), trial.reason) for trial in told)
+    caption = f"Why {count(len(told), 'other')} ended where they did ({data_line(facts.study)})"
+    return Table("ended", caption, ("trial", "state", "epochs", "took", "reason"), rows)
 
 
 # --- the best against each other --------------------------------------------------------------------------------------
@@ -233,8 +242,10 @@ def _behind(rival: Rival, *, first: bool) -> tuple[Cell, ...]:
 def _unconfirmed(facts: Facts) -> str:
     confirm, complete = facts.study.space.confirm, sum(t.state == "complete" and not t.over for t in facts.trials)
     if not facts.study.finals:
-        return "Without a final stage the best trials are not compared: the winner is the best of the search, which is " \
-               "partly the luckiest."
+        return (
+            "Without a final stage the best trials are not compared: the winner is the best of the search, which is "
+            "partly the luckiest."
+        )
     if confirm.top < 2:
         return "It was turned off (--confirm 0): the winner is the best of the search, which is partly the luckiest."
     if not facts.over:
