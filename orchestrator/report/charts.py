@@ -214,7 +214,7 @@ def parallel(axes_of: Sequence[Axis], lines: Sequence[Line], *, chosen: str | No
     skipped = any(value is None for line in lines for value in line.values)
     for x, axis in zip(xs, axes_of, strict=True):
         axes.plot([x, x], [0, 1], color=MUTED, linewidth=1, zorder=1)
-        axes.text(x, 1.07, axis.name.split(".")[-1], rotation=28, ha="left", va="bottom", fontsize=SIZE)
+        axes.text(x, 1.07, axis.name.split(".")[-1], rotation=28, ha="left", va="bottom", fontsize=SIZE, color=INK)
         for place, text in axis.marks():
             axes.plot([x - 0.04, x + 0.04], [place, place], color=MUTED, linewidth=1, zorder=1)
             axes.text(

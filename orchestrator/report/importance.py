@@ -116,7 +116,7 @@ def measure(study: Study, criterion: Criterion, trials: Sequence[Trial], names: 
 
 def _divergences(copy: "optuna.Study", places: "np.ndarray", names: Sequence[str]) -> dict[str, float]:
     """PED-ANOVA's measure of each dimension, where trials have these places (0 the best)."""
-    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+    from optuna.importance import PedAnovaImportanceEvaluator
 
     best = max(LEAST_BEST, round(BEST * len(places)))
     evaluator = PedAnovaImportanceEvaluator(target_quantile=(best - 0.5) / len(places))  # rounded up by Optuna
@@ -126,10 +126,7 @@ def _divergences(copy: "optuna.Study", places: "np.ndarray", names: Sequence[str
         )
         # One trial without a conditional value is no regime; those with it are measured all the same.
         warnings.filterwarnings("ignore", message="Some regimes for parameter", category=UserWarning)
-        return get_param_importances(
-            copy, evaluator=evaluator, params=list(names), normalize=False,
-            target=lambda trial: float(places[trial.number]),
-        )  # fmt: skip
+        return evaluator.evaluate(copy, list(names), target=lambda trial: float(places[trial.number]))
 
 
 def _as_optuna(study: Study, trials: Sequence[Trial]) -> "optuna.Study":
