@@ -2,8 +2,7 @@
 
 import io
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ def write(report: Report, folder: Path) -> dict[str, Any]:
     Raises:
         StudyError: it cannot be written.
     """
-    contents = dict(_contents(report))
+    contents = _apart(_contents(report))
     record = {
         "made by": MARK, "study": report.study, "state": report.state, "made": report.made, "label": report.label,
         "answer": list(report.answer), "facts": dict(report.facts), "page": PAGE,
@@ -72,6 +71,16 @@ def write(report: Report, folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise StudyError(f"the report cannot be written into {folder}: {error.strerror or error}") from None
     return {**record, "folder": str(folder)}
+
+
+def _apart(files: Iterable[tuple[str, bytes]]) -> dict[str, bytes]:
+    """By name; no part may write over another."""
+    found: dict[str, bytes] = {}
+    for name, content in files:
+        if name in found:
+            raise ValueError(f"two parts of the report are called {name}")
+        found[name] = content
+    return found
 
 
 def _contents(report: Report) -> Iterator[tuple[str, bytes]]:
@@ -108,8 +117,3 @@ def _column(cells: list[Cell]) -> Any:
     if float in kinds:
         return pa.array([None if cell is None else float(cell) for cell in cells], pa.float64())
     return pa.array(cells, pa.int64() if kinds else pa.null())
-
-
-def file_name(text: str) -> str:
-    """Of a table or a figure: letters, digits, hyphens."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower() or "unnamed"
