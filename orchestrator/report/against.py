@@ -4,7 +4,7 @@ from pathlib import Path
 
 from orchestrator import significance
 from orchestrator.report.facts import Facts
-from orchestrator.report.parts import Section, Table
+from orchestrator.report.parts import Section, Table, slug
 from orchestrator.scored import find_run, matched
 from orchestrator.significance import Comparison
 
@@ -46,7 +46,7 @@ def _table(comparison: Comparison) -> Table:
     )  # fmt: skip
     formats = dict.fromkeys(COLUMNS[2:7], ".4f") | dict.fromkeys(COLUMNS[7:9], ".2g")
     notes = ("Dice from 0 to 1; `compare` prints it in percent.", *comparison.notes)
-    return Table(f"against-{comparison.data}", significance.heading(comparison), COLUMNS, rows, notes, formats)
+    return Table(f"against-{slug(comparison.data)}", significance.heading(comparison), COLUMNS, rows, notes, formats)
 
 
 def _samples(metric: str, comparison: Comparison) -> int | None:

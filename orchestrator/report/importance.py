@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.report import charts
 from orchestrator.report.facts import Facts, count, data_line, listed
-from orchestrator.report.parts import Figure, Section, Table
+from orchestrator.report.parts import Figure, Section, Table, slug
 from orchestrator.results import Trial, ranked
 from orchestrator.study import Study
 from proseg.records import Criterion
@@ -154,7 +154,7 @@ def _figure(facts: Facts, criterion: Criterion, names: Sequence[str]) -> Figure:
         trials = [replace(trial, objective=trial.second) for trial in trials]
     found = measure(facts.study, criterion, trials, names)
     rows = tuple((one.name, one.share, one.chance, one.share > one.chance, one.trials) for one in found)
-    name = f"importance-{criterion.metric}".replace("_", "-")
+    name = f"importance-{slug(criterion.metric)}"
     data = data_line(facts.study)
     columns = ("dimension", "importance", "by chance up to", "more than chance", "trials")
     table = Table(name, f"Importance for {criterion.metric} ({data})", columns,

@@ -26,6 +26,8 @@ THREE, TWO = 5, 8
 """Folded tables with at most so few columns are printed in three columns of the page, or two."""
 LONG = 40
 """Characters: a cell with more is given room, and lines; with fewer it is one line."""
+SHORT = 10
+"""Characters of a name that is never broken."""
 POINT = 96 / 72
 """Pixels of the page in a point of a chart."""
 BROAD = 700
@@ -143,6 +145,8 @@ def breakable(text: str) -> Any:
     """A name whose line may be broken behind its dots and underscores."""
     from markupsafe import Markup, escape
 
+    if len(text) <= SHORT:
+        return text
     return Markup("<wbr>").join(escape(piece) for piece in re.split(r"(?<=[._])(?=\w)", text))
 
 

@@ -1,11 +1,17 @@
 """What a report consists of, whatever it is written as: sections of text, tables and figures."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 Cell = str | float | int | None
 PRECISION = ".4g"
 """Of numbers with a point, in columns that do not say otherwise."""
+
+
+def slug(name: str) -> str:
+    """A name as a part of a file's: letters, digits, hyphens."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name)
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,7 @@ def confirmation(facts: Facts) -> Section:
         "that are not distinguishable the cheapest is taken."
     )
     columns = ("trial", f"mean {metric}", "behind the first", "interval from", "interval to", "p", "patients",
-               "repeats", "relative cost", "distinguishable", "taken")  # fmt: skip
+               "repeats", "relative cost", "differs", "taken")  # fmt: skip
     cheapest = min(rival.cost for rival in verdict.rivals)
     rows = tuple(
         (f"t{r.trial:03d}", r.mean, *_behind(r, first=r.trial == verdict.leader), r.patients, r.repeats,
