@@ -32,6 +32,7 @@ from cli.options import (
 )
 from cli.predict import predict
 from cli.report import report
+from cli.sync import sync
 
 if TYPE_CHECKING:
     from orchestrator.study import Study
@@ -46,6 +47,7 @@ app.add_typer(data_app, name="data")
 app.command()(compare)
 app.command()(predict)
 app.command()(report)
+app.command()(sync)
 
 
 def main() -> None:

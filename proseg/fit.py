@@ -38,8 +38,8 @@ from proseg.train import EpochReport, train
 def fit(config: TrainConfig, data: Path, fold: Fold, folder: Path, criterion: Criterion) -> Iterator[dict[str, Any]]:
     """Train on a fold, yielding the record of each epoch.
 
-    A record holds epoch, time (seconds since 1970), seconds (the epoch took), memory (bytes of GPU memory at most,
-    None on a CPU), best (so far), finished (the last epoch) and metrics.
+    A record holds epoch, time (seconds since 1970), seconds (the epoch took), cpu (seconds of this process in it),
+    memory (bytes of GPU memory at most, None on a CPU), best (so far), finished (the last epoch) and metrics.
 
     Ends before `config.epochs` when `config.patience` epochs in a row were not better than the best.
 
@@ -56,7 +56,7 @@ def fit(config: TrainConfig, data: Path, fold: Fold, folder: Path, criterion: Cr
     best, best_epoch = (resume.extra["best"], resume.extra["best_epoch"]) if resume else (None, 0)
     if resume and _patience_over(config, resume.epoch, best_epoch):
         return
-    began = time.monotonic()
+    began, spent = time.monotonic(), time.process_time()
     for report in train(config, store, fold, resume=resume):
         value = criterion.of(report.metrics)
         improved = criterion.better(value, best)
@@ -65,7 +65,8 @@ def fit(config: TrainConfig, data: Path, fold: Fold, folder: Path, criterion: Cr
         finished = report.epoch == config.epochs or _patience_over(config, report.epoch, best_epoch)
         record = {
             "epoch": report.epoch, "time": known.get(report.epoch, time.time()), "seconds": time.monotonic() - began,
-            "memory": _gpu_memory(), "best": best, "finished": finished, "metrics": report.metrics,
+            "cpu": time.process_time() - spent, "memory": _gpu_memory(), "best": best, "finished": finished,
+            "metrics": report.metrics,
         }  # fmt: skip
         if rank() == 0:
             append_line(folder / EPOCHS, record)  # first: an epoch that is trained twice counts once, a lost one never
@@ -73,7 +74,7 @@ def fit(config: TrainConfig, data: Path, fold: Fold, folder: Path, criterion: Cr
         yield record
         if finished:
             return
-        began = time.monotonic()
+        began, spent = time.monotonic(), time.process_time()
 
 
 def _resumable(folder: Path, config: TrainConfig) -> Checkpoint | None:
