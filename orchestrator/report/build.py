@@ -20,7 +20,7 @@ BEFORE: tuple[Maker, ...] = (
 )  # fmt: skip
 """The search."""
 FINAL: tuple[Maker, ...] = ()
-"""What the final stage gave, as the paper shows it."""
+"""What the final stage gave, as the paper shows it: lambda facts: paper_tables.sections(facts.study)."""
 AFTER: tuple[Maker, ...] = (trials.every_trial, searched.made_with, searched.again)
 """To look things up."""
 
