@@ -31,6 +31,7 @@ from cli.options import (
     trial_number,
 )
 from cli.predict import predict
+from cli.report import report
 from cli.sync import sync
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.command()(compare)
 app.command()(predict)
+app.command()(report)
 app.command()(sync)
 
 
