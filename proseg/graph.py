@@ -1,7 +1,7 @@
 """An exported model as a graph, in the format of torch.export (pt2) or ONNX: it runs without this package.
 
-All chance comes in from outside, so that the graph is a function: whoever runs it draws tau from its prior and the noise
-of z from a standard normal distribution. Sizes of image are fixed, numbers of images and of samples are free.
+All chance comes in from outside, so that the graph is a function: whoever runs it draws tau from its prior and the
+noise of z from a standard normal distribution. The size of the images is fixed, their number and that of samples free.
 """
 
 import logging
@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -25,11 +24,10 @@ from proseg.latents import Posterior, noise_cells, upsampled
 from proseg.losses import probabilities
 from proseg.method import Draws
 from proseg.model import Encoding, ProSeg
+from proseg.records import GRAPHS
 
-Format = Literal["pt2", "onnx"]
 Run = Callable[..., Sequence[np.ndarray]]
 """A graph that was read back: its inputs in their order -> (raters, samples)."""
-FILES: dict[Format, str] = {"pt2": "model.pt2", "onnx": "model.onnx"}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OUTPUTS = ("raters", "samples")
 TOLERANCE = 1e-4
@@ -62,8 +60,8 @@ class Graph(nn.Module):
 
         Args:
             image: [B, C, H, W], in the intensities of the training data.
-            chosen: of each sample its tau, [B, S, K] on the simplex; where the model has no tau, the number of the rater
-                in whose name it is drawn, [B, S] int64.
+            chosen: of each sample its tau, [B, S, K] on the simplex; where the model has no tau, the number of the
+                rater in whose name it is drawn, [B, S] int64.
             noise: of each sample [B, S, Cz, cells, cells], standard normal; None where the model has no z.
 
         Returns:
@@ -116,14 +114,14 @@ def _size(exported: ExportedModel) -> tuple[int, int]:
 # Writing
 
 
-def check_packages(formats: Sequence[Format]) -> None:
+def check_packages(formats: Sequence[str]) -> None:
     """Raises GraphError where a format needs packages that are not installed."""
     missing = [name for name in ONNX_PACKAGES if "onnx" in formats and find_spec(name) is None]
     if missing:
         raise GraphError(f"ONNX needs packages that are not installed: pip install {' '.join(missing)}")
 
 
-def write(exported: ExportedModel, folder: Path, formats: Sequence[Format]) -> None:
+def write(exported: ExportedModel, folder: Path, formats: Sequence[str]) -> None:
     """Write a model on the CPU as graphs into a folder. Each is read back and compared with the model on random images
     before it is kept.
 
@@ -134,7 +132,7 @@ def write(exported: ExportedModel, folder: Path, formats: Sequence[Format]) -> N
     graph = Graph(exported).eval()
     program = _trace(graph)
     for name in formats:
-        path = folder / FILES[name]
+        path = folder / GRAPHS[name]
         try:
             with _quiet():
                 run = WRITERS[name](graph, program, path)
@@ -214,7 +212,7 @@ def _write_onnx(graph: Graph, program: torch.export.ExportedProgram, path: Path)
 WRITERS = {"pt2": _write_pt2, "onnx": _write_onnx}
 
 
-def _compare(graph: Graph, run: Run, name: Format) -> None:
+def _compare(graph: Graph, run: Run, name: str) -> None:
     """With other numbers of images and samples than it was traced with."""
     for images, samples in ((1, CHECKED_SAMPLES), (3, 1)):
         given = _inputs(graph, images=images, samples=samples, seed=images)
@@ -259,7 +257,7 @@ def _quiet() -> Iterator[None]:
 # What is said of it
 
 
-def described(exported: ExportedModel, formats: Sequence[Format]) -> str:
+def described(exported: ExportedModel, formats: Sequence[str]) -> str:
     """Markdown, for the card of the folder."""
     graph, model = Graph(exported), exported.model
     height, width = graph.size
@@ -273,7 +271,7 @@ def described(exported: ExportedModel, formats: Sequence[Format]) -> str:
     if graph.use_z:
         shape = ", ".join(map(str, graph.noise))
         rows.append(f"| noise | [B, S, {shape}] float32 | drawn from the standard normal distribution; 0: its mean |")
-    files = " and ".join(f"`{FILES[name]}`" for name in formats)
+    files = " and ".join(f"`{GRAPHS[name]}`" for name in formats)
     table = "\n".join(rows)
     return f"""
 ## Graph

@@ -62,8 +62,9 @@ def grid_noise(
     Noise that is independent in every pixel makes samples differ by salt and pepper. Drawn on a coarser grid and
     upsampled they differ by regions. None, or a grid not smaller than z: independent cells, as in the paper.
     """
-    coarse = torch.randn((*shape[:-2], *noise_cells(*shape[-2:], grid)), device=device, generator=generator)
-    return upsampled(coarse, *shape[-2:])
+    *leading, height, width = shape
+    coarse = torch.randn((*leading, *noise_cells(height, width, grid)), device=device, generator=generator)
+    return upsampled(coarse, height, width)
 
 
 def noise_cells(height: int, width: int, grid: int | None) -> tuple[int, int]:
