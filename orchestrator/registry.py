@@ -36,6 +36,8 @@ CHAMPION = "champion"
 LOADER = "proseg.served"
 REQUIREMENTS = ("mlflow", "numpy", "pyarrow", "pydantic", "safetensors", "scipy", "torch")
 """What `LOADER` imports, by the name of the package to install."""
+EXAMPLE_SIDE = 8
+"""Of the image in the example of a request, pixels: it shows the form, not a case."""
 DIGEST, MEASURED, VALUE, GOAL, DECISION = (
     "proseg.weights", "proseg.measured_on", "proseg.validation", "proseg.goal", "proseg.champion",
 )  # fmt: skip
@@ -271,8 +273,13 @@ def _logged(client: "MlflowClient", found: _Winner) -> "LoggedModel":
 def write_model(target: Path, folder: Path, *, run_id: str | None = None, model_id: str | None = None) -> None:
     """Write a folder that MLflow loads as `python_function`: an export, the code that reads it, and what to install."""
     import mlflow.pyfunc
+    import numpy as np
     from mlflow.models import Model
 
+    from proseg.served import DEFAULTS
+
+    facts = json.loads((folder / DATA).read_text())
+    request = np.zeros((1, facts["channels"], EXAMPLE_SIDE, EXAMPLE_SIDE), np.float32), DEFAULTS
     with tempfile.TemporaryDirectory(prefix="proseg-") as temporary:
         code, data = Path(temporary) / "proseg", Path(temporary) / "export"
         _copy_code(code)
@@ -280,7 +287,7 @@ def write_model(target: Path, folder: Path, *, run_id: str | None = None, model_
         mlflow.pyfunc.save_model(
             target, loader_module=LOADER, data_path=str(data), code_paths=[str(code)],
             mlflow_model=Model(run_id=run_id, model_id=model_id), pip_requirements=requirements(),
-            signature=_signature(json.loads((folder / DATA).read_text())),
+            signature=_signature(facts), input_example=request,
             uv_project_path=temporary,  # or it would take the files of a uv project that we happen to be started in
         )  # fmt: skip
 
