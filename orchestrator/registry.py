@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.export import export, winner
+from orchestrator.stores import check_store, first_line, store_name, tracking_uri
 from orchestrator.study import Study, StudyError
 from proseg.config import TrainConfig, parse
 from proseg.errors import CheckpointError, ConfigError
@@ -85,15 +86,12 @@ def promote(study: Study, home: Path) -> Registered:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    from orchestrator.tracking import check_server, tracking_uri
-
-    check_server(home)
-    uri = tracking_uri(home)
-    client = MlflowClient(uri)
+    check_store(home)
+    client = MlflowClient(tracking_uri(home))
     try:
         return register_winner(client, _run_of(client, study), study, champion=True)
     except (MlflowException, OSError) as error:
-        raise StudyError(f"MLflow at {uri} did not register the model: {str(error).splitlines()[0][:200]}") from None
+        raise StudyError(f"MLflow at {store_name(home)} did not register the model: {first_line(error)}") from None
 
 
 def _run_of(client: "MlflowClient", study: Study) -> str:
@@ -101,7 +99,7 @@ def _run_of(client: "MlflowClient", study: Study) -> str:
     query = f"tags.`proseg.uid` = '{study.name}/study'"
     runs = client.search_runs([experiment.experiment_id], query, max_results=1) if experiment else []
     if not runs:
-        raise StudyError(f"study {study.name} has no run in MLflow yet")
+        raise StudyError(f"study {study.name} has no run in MLflow; `proseg-tune sync {study.name}` makes it")
     return runs[0].info.run_id
 
 
@@ -122,7 +120,7 @@ def register(client: "MlflowClient", run_id: str, study: Study, folder: Path, *,
     May be repeated after any failure: what is there is not made twice.
 
     Args:
-        client: of a store or a server; `orchestrator.tracking.quieten` has made its waits short.
+        client: of a store or a server; `orchestrator.stores.quieten` has made its waits short.
         run_id: of the study's run.
         folder: the export of the winner.
         champion: it becomes the champion whatever the numbers say.

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import proseg
+from cli.app import app
 from orchestrator.export import export
 from orchestrator.study import Study
 from proseg import graph
@@ -22,7 +24,7 @@ from proseg.latents import grid_noise, noise_cells, upsampled
 from proseg.method import Draws
 from proseg.methods import build
 from proseg.model import ProSeg
-from tests.studies import awake, train_trial, tree
+from tests.studies import add_trial, awake, train_trial, tree
 
 HEIGHT, WIDTH, RATERS = 20, 16, 3
 WINDOW = (-1000.0, 400.0)
@@ -201,6 +203,14 @@ def test_an_export_that_cannot_have_its_graph_is_not_written(
         export(study, tmp_path / "out", graphs=["onnx"])
     assert not (tmp_path / "out").exists()
     assert tree(study.folder) == before
+
+
+def test_a_graph_without_a_folder_is_a_mistake(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PROSEG_HOME", str(tmp_path))
+    add_trial(study, 0, 0.2)
+    told = CliRunner().invoke(app, ["best", "--onnx"])
+    assert told.exit_code == 2
+    assert "--onnx goes with --export DIR" in told.stderr
 
 
 @pytest.mark.slow

@@ -20,12 +20,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import proseg
-from orchestrator import registry, tracking
+from cli.app import app
+from orchestrator import registry, stores
 from orchestrator.export import export
 from orchestrator.registry import CHAMPION, DECISION, GOAL, MEASURED, VALUE, register, write_model
+from orchestrator.server import SETTINGS, LocalServer
+from orchestrator.shipper import sync
 from orchestrator.study import Study, StudyError
+from orchestrator.tracking import SpoolTracker
 from proseg.data.store import Store
 from tests.studies import LABEL, SIDE, add_trial, make_store, make_study, train_trial, tree
 
@@ -216,8 +221,8 @@ class Workshop:
     def __init__(self, home: Path, study: Study, exported: Path, folder: Path):
         from mlflow import MlflowClient
 
-        tracking.check_server(home)
-        self.client = MlflowClient(tracking.local_uri(home))
+        stores.check_store(home)
+        self.client = MlflowClient(stores.local_uri(home))
         self.exported, self.folder, self.study = exported, folder, study
         self.name = f"proseg-{folder.name}"
         self.experiment = self.client.create_experiment(folder.name, artifact_location=(folder / "artifacts").as_uri())
@@ -347,9 +352,10 @@ def test_a_folder_that_is_no_export_is_refused_before_anything_is_made(
 
 def test_a_study_without_a_run_or_without_a_winner_is_one_sentence(home: Path, store: Store):
     study = make_study(home, store, name="unknown")
-    with pytest.raises(StudyError, match="unknown has no run in MLflow yet"):
+    with pytest.raises(StudyError, match="unknown has no run in MLflow; `proseg-tune sync unknown` makes it"):
         registry.promote(study, home)
-    tracking.MlflowTracker(study, home)
+    SpoolTracker(study)
+    sync(study, home)
     with pytest.raises(StudyError, match="no finished trial"):
         registry.promote(study, home)
     add_trial(study, 0, 0.2)
@@ -365,8 +371,22 @@ def test_mlflow_that_refuses_is_one_sentence(trained: Study, home: Path, monkeyp
 
     monkeypatch.setattr(registry, "register_winner", fail)
     monkeypatch.setattr(registry, "_run_of", lambda *args: "a run")
-    with pytest.raises(StudyError, match=r"mlflow\.db did not register the model: no space left$"):
+    with pytest.raises(StudyError, match=r"^MLflow at workspace did not register the model: no space left$"):
         registry.promote(trained, home)
+
+
+def test_the_command_registers_and_tells_where(trained: Study, home: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PROSEG_HOME", str(home))
+    SpoolTracker(trained)
+    sync(trained, home)
+    told = CliRunner().invoke(app, ["best", "trained", "--champion", "--json"])
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.stdout)["registered"] == {
+        "name": "proseg-test", "version": "1", "uri": "models:/proseg-test@champion",
+    }  # fmt: skip
+    told = CliRunner().invoke(app, ["best", "trained", "--champion"])
+    assert told.stdout.splitlines()[-1] == "champion: models:/proseg-test@champion, version 1"
+    assert json.loads(CliRunner().invoke(app, ["best", "trained", "--json"]).stdout)["export"] is None
 
 
 # Loaded and served
@@ -378,7 +398,7 @@ def _alone(**changes: str) -> dict[str, str]:
         name: value for name, value in os.environ.items() if not name.startswith(("PYTHONPATH", "MLFLOW", "PROSEG"))
     }
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**kept, **tracking.DEFAULTS, "PATH": path, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", **changes}
+    return {**kept, **stores.DEFAULTS, "PATH": path, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", **changes}
 
 
 def _free_port() -> int:
@@ -413,18 +433,27 @@ def _await(server: subprocess.Popen, address: str, log: Path) -> None:
 
 
 @contextmanager
-def _tracking(kind: str, folder: Path) -> Iterator[str]:
-    """The address of a store, or of a server before one."""
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
-    if kind == "sqlite":
-        yield uri
-        return
+def _shared(folder: Path) -> Iterator[str]:
+    """The address of a server that keeps its artifacts to itself."""
     port = _free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-               "--backend-store-uri", uri, "--artifacts-destination", (folder / "artifacts").as_uri()]  # fmt: skip
-    settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_ENABLE_AI_GATEWAY": "false"}
-    with _serving(command, folder, _alone(**settings), port, "/health") as address:
+               "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
+               "--artifacts-destination", (folder / "artifacts").as_uri()]  # fmt: skip
+    with _serving(command, folder, _alone(**SETTINGS), port, "/health") as address:
         yield address
+
+
+@contextmanager
+def _own(home: Path) -> Iterator[str]:
+    """The address of the server that a study starts over the workspace's own store."""
+    stores.check_store(home)
+    server = LocalServer(home)
+    try:
+        while (address := server.address()) is None:
+            time.sleep(0.3)
+        yield address
+    finally:
+        server.stop()
 
 
 LOAD = """
@@ -440,42 +469,65 @@ np.savez("found.npz", **found)
 """
 
 
+@pytest.fixture
+def images(tmp_path: Path) -> np.ndarray:
+    """Also in a file."""
+    drawn = np.random.default_rng(0).uniform(-1000, 400, (2, 1, SIDE, SIDE)).astype(np.float32)
+    np.save(tmp_path / "images.npy", drawn)
+    return drawn
+
+
+def _check_loaded(uri: str, images: np.ndarray, exported: Path, folder: Path) -> None:
+    """A fresh process in a folder with nothing of ours, and the same answers as from the export."""
+    env = _alone(MLFLOW_TRACKING_URI=uri)
+    subprocess.run([sys.executable, "-c", LOAD, "models:/proseg-test@champion"], cwd=folder, env=env, check=True)
+    expected = [proseg.load(exported).predict(image, samples=3, seed=5) for image in images]
+    with np.load(folder / "found.npz") as found:
+        np.testing.assert_allclose(found["raters"], [one.raters for one in expected], atol=1e-6)
+        np.testing.assert_allclose(found["samples"], [one.samples for one in expected], atol=1e-6)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sqlite", "server"])
-def test_the_champion_is_loaded_and_served_without_our_package(
-    kind: str, trained: Study, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_champion_on_a_shared_server_is_loaded_without_our_package(
+    trained: Study, exported: Path, tmp_path: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ):
-    images = np.random.default_rng(0).uniform(-1000, 400, (2, 1, SIDE, SIDE)).astype(np.float32)
-    np.save(tmp_path / "images.npy", images)
-    with _tracking(kind, tmp_path) as uri:
+    with _shared(tmp_path) as uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        if kind == "sqlite":
-            monkeypatch.chdir(tmp_path)  # where MLflow puts the artifacts of a store without a server
-        tracking.MlflowTracker(trained, home)
-        registered = registry.promote(trained, home)
-        assert registered == registry.promote(trained, home)
+        SpoolTracker(trained)
+        sync(trained, tmp_path)
+        registered = registry.promote(trained, tmp_path)
+        assert registered == registry.promote(trained, tmp_path)
         assert (registered.uri, registered.version) == ("models:/proseg-test@champion", "1")
-        env = _alone(MLFLOW_TRACKING_URI=uri)
-        subprocess.run([sys.executable, "-c", LOAD, registered.uri], cwd=tmp_path, env=env, check=True)
-        export(trained, tmp_path / "export", remember=False)
-        model = proseg.load(tmp_path / "export")
-        expected = [model.predict(image, samples=3, seed=5) for image in images]
-        with np.load(tmp_path / "found.npz") as found:
-            np.testing.assert_allclose(found["raters"], [one.raters for one in expected], atol=1e-6)
-            np.testing.assert_allclose(found["samples"], [one.samples for one in expected], atol=1e-6)
-        port = _free_port()
-        command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", registered.uri, "--env-manager", "local",
-                   "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]  # fmt: skip
-        with _serving(command, tmp_path, env, port, "/ping") as address:
-            answer = _post(address, {"inputs": images.tolist(), "params": {"outputs": ["masks", "mean"]}})[
-                "predictions"
-            ]
-            np.testing.assert_allclose(answer["mean"], [one.mean for one in expected], atol=1e-6)
-            np.testing.assert_array_equal(answer["masks"], [one.raters > 0.5 for one in expected])
-            refused = _post(address, {"inputs": images[:, 0].tolist()}, status=400)
-            assert "does not match expected shape (-1, 1, -1, -1)" in refused["message"]
-            refused = _post(address, {"inputs": images.tolist(), "params": {"samples": 0}}, status=400)
-            assert "samples = 0 must be between 1 and 1000" in refused["stack_trace"]
+        _check_loaded(uri, images, exported, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_champion_of_the_workspace_is_loaded_and_served_without_our_package(
+    trained: Study, exported: Path, tmp_path: Path, images: np.ndarray
+):
+    from mlflow import MlflowClient
+
+    home = tmp_path / "home"
+    home.mkdir()
+    with _own(home) as address:
+        SpoolTracker(trained)
+        sync(trained, home)
+        client = MlflowClient(address)
+        registered = registry.register_winner(client, registry._run_of(client, trained), trained)
+        assert (registered.uri, registered.reason) == ("models:/proseg-test@champion", "there was no other champion")
+    uri, port = stores.local_uri(home), _free_port()
+    _check_loaded(uri, images, exported, tmp_path)
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", registered.uri, "--env-manager", "local",
+               "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]  # fmt: skip
+    expected = [proseg.load(exported).predict(image) for image in images]
+    with _serving(command, tmp_path, _alone(MLFLOW_TRACKING_URI=uri), port, "/ping") as address:
+        answer = _post(address, {"inputs": images.tolist(), "params": {"outputs": ["masks", "mean"]}})["predictions"]
+        np.testing.assert_allclose(answer["mean"], [one.mean for one in expected], atol=1e-6)
+        np.testing.assert_array_equal(answer["masks"], [one.raters > 0.5 for one in expected])
+        refused = _post(address, {"inputs": images[:, 0].tolist()}, status=400)
+        assert "does not match expected shape (-1, 1, -1, -1)" in refused["message"]
+        refused = _post(address, {"inputs": images.tolist(), "params": {"samples": 0}}, status=400)
+        assert "samples = 0 must be between 1 and 1000" in refused["stack_trace"]
 
 
 def _post(address: str, body: dict[str, Any], *, status: int = 200) -> dict[str, Any]:
