@@ -109,6 +109,7 @@ def test_a_version_tells_nothing_of_this_machine(written: Path, store: Store):
         assert place.encode() not in everything
 
 
+@pytest.mark.slow
 def test_what_must_be_installed_is_what_the_loader_imports(written: Path):
     """Of the modules that are loaded with it, as they are written, not only as far as one call comes."""
     code = """
