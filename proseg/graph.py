@@ -264,8 +264,8 @@ def described(exported: ExportedModel, formats: Sequence[str]) -> str:
     rows = [f"| image | [B, {model.channels}, {height}, {width}] float32 | intensities as above |"]
     if graph.use_tau:
         m = exported.config.model
-        prior = f"Dir({m.concentration:g}) for any rater's view"
-        rows.append(f"| tau | [B, S, {m.tau_size}] float32 | the preference of each sample, drawn from {prior} |")
+        prior = f"the symmetric Dirichlet distribution of concentration {m.concentration}"
+        rows.append(f"| tau | [B, S, {m.tau_size}] float32 | each sample's preference; for anyone's view from {prior} |")
     else:
         rows.append(f"| who | [B, S] int64 | a rater's number, 0 to {model.raters - 1}, drawn uniformly |")
     if graph.use_z:
@@ -276,13 +276,13 @@ def described(exported: ExportedModel, formats: Sequence[str]) -> str:
     return f"""
 ## Graph
 
-{files}: image and chance in, probabilities out, for images of {height} x {width} pixels. Numbers of images B and of
-samples S are free. Checked against the weights on random images to within {TOLERANCE:g}.
+{files}: image and chance in, probabilities out, for images of {height} x {width} pixels, on a CPU. The numbers
+of images B and of samples S are free. Checked against the weights on random images to within {TOLERANCE:g}.
 
 | input | shape | what |
 |---|---|---|
 {table}
 
-Outputs: raters [B, {model.raters}, {model.classes}, {height}, {width}], the map made for each rater, whatever else is
-given; samples [B, S, {model.classes}, {height}, {width}].
+Outputs: raters [B, {model.raters}, {model.classes}, {height}, {width}], the map made for each rater, whatever tau and
+noise are; samples [B, S, {model.classes}, {height}, {width}].
 """
