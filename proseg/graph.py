@@ -265,7 +265,8 @@ def described(exported: ExportedModel, formats: Sequence[str]) -> str:
     if graph.use_tau:
         m = exported.config.model
         prior = f"the symmetric Dirichlet distribution of concentration {m.concentration}"
-        rows.append(f"| tau | [B, S, {m.tau_size}] float32 | each sample's preference; for anyone's view from {prior} |")
+        shape = f"[B, S, {m.tau_size}] float32"
+        rows.append(f"| tau | {shape} | each sample's preference; for what anyone might say, drawn from {prior} |")
     else:
         rows.append(f"| who | [B, S] int64 | a rater's number, 0 to {model.raters - 1}, drawn uniformly |")
     if graph.use_z:
