@@ -1,6 +1,7 @@
 """An export evaluated again: equal to the bit as long as nothing was changed, and what was changed is named."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -382,13 +383,9 @@ def test_the_fresh_process_finds_the_same_and_leaves_nothing(exported: Path, hom
     assert tree(exported) == before
     (tmp_path / "torch.py").write_text("raise SystemExit('the wrong torch')")
     words = [sys.executable, "-c", "from cli.app import main; main()", "best", "--verify", str(exported), "--json"]
-    paths = {
-        "PYTHONPATH": ":".join(path for path in sys.path if path),
-        "PROSEG_HOME": str(home),
-        "PATH": "/usr/bin:/bin",
-    }
+    paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PROSEG_HOME": str(home)}
     done = subprocess.run(
-        [words[0], "-P", *words[1:]], cwd=tmp_path, env=paths, capture_output=True, text=True, check=False
+        [words[0], "-P", *words[1:]], cwd=tmp_path, env=os.environ | paths, capture_output=True, text=True, check=False
     )
     assert (done.returncode, json.loads(done.stdout)["equal"]) == (0, True), done.stderr
 
