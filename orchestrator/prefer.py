@@ -77,7 +77,7 @@ def preferred(study: Study, word: Word) -> Preference:
     """Choose among the complete trials of a study.
 
     The front is that of the study's two objectives. A study with one has the front of GED and a personal Dice (the
-    study's own if it is one, else dice_mean), which every validation records.
+    study's own if it is one, else dice_match, as in the pages and the report), which every validation records.
 
     - diversity: the best GED of the front.
     - personalization: the best personal Dice of the front.
@@ -133,7 +133,7 @@ def _left_out(worse: set[int], whole: Sequence[Member], study: Study) -> list[st
 def personal(study: Study) -> Criterion:
     """The Dice that a study searched for, if it is one of the personal ones (as published tables group them)."""
     names = (criterion for criterion in study.criteria if criterion.metric.startswith("dice_"))
-    return next((c for c in names if c.metric != "dice_soft"), Criterion("dice_mean", maximize=True))
+    return next((c for c in names if c.metric != "dice_soft"), Criterion("dice_match", maximize=True))
 
 
 def best_metrics(study: Study, trial: Trial) -> dict[str, float]:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,27 @@ def test_means_over_the_folds_agree(told: Told, folds: Scores):
         assert summary[name]["std"] == pytest.approx(values.std(), rel=1e-9, abs=1e-15)
         assert (logged[f"cv/blobs/{name}_mean"], logged[f"cv/blobs/{name}_std"]) == (
             summary[name]["mean"], summary[name]["std"])  # fmt: skip
+
+
+# The report
+
+
+@pytest.fixture(scope="module")
+def report(told: Told) -> Path:
+    if find_spec("cli.report") is None:
+        pytest.skip("this version has no command `report`")
+    told.answer("report", "s1", "--out", str(told.place.folder / "report"))
+    return told.place.folder / "report"
+
+
+def test_the_final_table_of_the_report_agrees(report: Path, cells: dict[str, list[str]]):
+    rows = [row for row in pq.read_table(report / "final-blobs.parquet").to_pylist() if row["numbers"] == "this study"]
+    assert {head: [row[head] for row in rows if row[head] is not None] for head in cells} == cells
+
+
+def test_the_trials_of_the_report_agree(report: Path, objectives: dict[int, float]):
+    rows = pq.read_table(report / "trials.parquet").to_pylist()
+    assert {int(row["trial"][1:]): row["ged (val)"] for row in rows} == objectives
 
 
 # Validation scores of the trials
