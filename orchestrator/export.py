@@ -11,7 +11,7 @@ from orchestrator.results import FoldResult, Trial, best_trial, front, read_resu
 from orchestrator.retrain import planned
 from orchestrator.rivals import sentence, to_json
 from orchestrator.scored import anonymous_cases, write_cases
-from orchestrator.stored import write_stored
+from orchestrator.stored import VERIFY, write_stored
 from orchestrator.study import Study, StudyError
 from orchestrator.tables import final_markdown
 from proseg.config import TrainConfig
@@ -24,7 +24,6 @@ from proseg.records import (
     DATA,
     ENVIRONMENT,
     METRICS,
-    VERIFY,
     WEIGHTS,
     whole_folder,
     write_atomically,

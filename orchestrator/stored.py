@@ -17,11 +17,12 @@ from orchestrator.results import FoldResult
 from orchestrator.scored import digests, read_columns
 from orchestrator.study import Study, StudyError
 from proseg.data.store import Store
-from proseg.records import CARD, CASES, METRICS, VERIFY
+from proseg.records import CARD, CASES, METRICS
 
 if TYPE_CHECKING:
     from proseg.checkpoint import Checkpoint
 
+VERIFY = "verify.json"
 FORMAT = 1
 
 

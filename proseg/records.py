@@ -16,8 +16,8 @@ LAST, PREVIOUS, BEST, EPOCHS, CONFIG = (
     "last.safetensors", "previous.safetensors", "best.safetensors", "epochs.jsonl", "config.json",
 )  # fmt: skip
 """The files of a training."""
-WEIGHTS, DATA, METRICS, ENVIRONMENT, CARD, CASES, VERIFY = (
-    "model.safetensors", "data.json", "metrics.json", "environment.json", "README.md", "cases.parquet", "verify.json",
+WEIGHTS, DATA, METRICS, ENVIRONMENT, CARD, CASES = (
+    "model.safetensors", "data.json", "metrics.json", "environment.json", "README.md", "cases.parquet",
 )  # fmt: skip
 """The files of an exported model, beside its CONFIG; a fold of a final stage has its CASES too."""
 
