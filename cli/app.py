@@ -32,6 +32,7 @@ from cli.options import (
     trial_number,
 )
 from cli.predict import predict
+from cli.report import report
 from cli.sync import sync
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ app.add_typer(data_app, name="data")
 app.command()(best)
 app.command()(compare)
 app.command()(predict)
+app.command()(report)
 app.command()(sync)
 
 

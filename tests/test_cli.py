@@ -36,7 +36,7 @@ from tests.studies import (
     write_epochs,
 )
 
-STUDIES = ["launch", "resume", "stop", "explain", "best", "compare", "status", "ui"]
+STUDIES = ["launch", "resume", "stop", "explain", "best", "compare", "report", "status", "ui"]
 COMMANDS = [*STUDIES, "data", "data list", "data show", "data standin", "data prepare", "data check"]
 SLOW_IMPORTS = ("torch", "ray", "mlflow", "optuna")
 
