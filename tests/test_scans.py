@@ -1,5 +1,5 @@
-"""What a model is asked to segment: DICOM series beside the NIfTI of the same voxels, files of one channel each, tables,
-and points about which a crop is segmented."""
+"""What a model is asked to segment: DICOM series beside the NIfTI of the same voxels, files of one channel each,
+tables, and points about which a crop is segmented."""
 
 import json
 import shutil
@@ -225,7 +225,7 @@ def test_channels_that_do_not_belong_together_are_refused(tmp_path: Path, fake: 
     out, model = tmp_path / "out", fake(channels=3, channel_names=NAMES)
     refused(model, [f"{t1},{t1c}"], out, r"has 2 channel\(s\); the model takes 3 \(t1, t1c, t2\), in one file, or in a")
     refused(model, [f"{t1},{t2},{t1c}"], out, "t2.nii.gz: stands where the model takes t1c.* order is t1, t1c, t2")
-    refused(model, [f"{t1},,{t2}"], out, "names no file between two commas")
+    refused(model, [f"{t1},,{t2}"], out, "leaves a name empty")
     refused(model, [f"{t1},{t1c},{tmp_path / 'none.nii'}"], out, r"none\.nii: no such file")
     write_nifti(t2, volumes[2], RAS)
     refused(model, [f"{t1},{t1c},{t2}"], out, "t2.nii.gz lies up to .* mm away from .*t1.nii.gz")

@@ -49,6 +49,8 @@ UNEVEN = 0.1
 """Of the distance between two slices: so far an image may lie from where it should."""
 TURNED, RESIZED = 1e-3, 1e-3
 """So far the directions of two images may differ, and, relatively, their spacings."""
+FARTHEST = 1e5
+"""mm from the origin."""
 SHOWN = 6
 """Series of a folder that are named."""
 
@@ -133,10 +135,10 @@ class Series:
 
 def is_dicom_file(path: Path) -> bool:
     """Whether a file is one by its name, or by its first bytes where its name tells nothing; false where none is."""
+    if not path.is_file():  # reading a pipe would wait for ever
+        return False
     if path.suffix.lower() in SUFFIXES:
         return True
-    if not path.is_file():
-        return False
     try:
         with opened(path) as file:
             return is_dicom(file, path)
@@ -195,19 +197,19 @@ def _header(path: Path) -> _Image | None:
             header = dcmread(file, stop_before_pixels=True, specific_tags=list(HEADER))
             return _image(path, header)
     except Unusable as error:
-        raise DataError(f"{path}: {error}; mend the file, or take it out of the folder") from None
+        raise DataError(f"{path}: {_printable(error)}; mend the file, or take it out of the folder") from None
 
 
 def _image(path: Path, header: "Dataset") -> _Image | None:
-    modality = str(header.get("Modality", ""))
+    modality = _printable(header.get("Modality", ""))
     if header.get("Rows") is None:
         if _is_scan(header):
             raise Unusable("its header has no Rows, or was cut short")
         return None
     if modality in NO_SCANS:
         return None
-    about = " ".join(f"{modality} {header.get('SeriesDescription') or ''}".split())
-    series = str(header.get("SeriesInstanceUID", ""))
+    about = " ".join(f"{modality} {_printable(header.get('SeriesDescription') or '')}".split())
+    series = _printable(header.get("SeriesInstanceUID", ""))
     if not series:
         raise Unusable("its header has no SeriesInstanceUID, or was cut short")
     names = path, str(header.get("SOPInstanceUID", "")), series, about
@@ -215,7 +217,7 @@ def _image(path: Path, header: "Dataset") -> _Image | None:
         _check_usable(header)
         slope, intercept = rescaling(header)
     except Unusable as error:
-        return _Image(*names, str(error))
+        return _Image(*names, _printable(error))
     return _Image(
         *names, None, (int(header.Rows), int(header.Columns)), _numbers(header, "ImagePositionPatient", 3),
         _numbers(header, "ImageOrientationPatient", 6), pixel_spacing(header),
@@ -266,9 +268,14 @@ def _can_be_unpacked(packed: str) -> bool:
 def _numbers(header: "Dataset", name: str, count: int) -> tuple[float, ...]:
     value = header.get(name)
     numbers = tuple(map(float, value if isinstance(value, Sequence) else ()))
-    if len(numbers) != count or not np.isfinite(numbers).all():
-        raise Unusable(f"its {name} is no {count} numbers")
+    if len(numbers) != count or not all(abs(number) < FARTHEST for number in numbers):
+        raise Unusable(f"its {name} is no {count} plausible numbers")
     return numbers
+
+
+def _printable(words: object) -> str:
+    """What a file says may hold control characters, which a terminal would obey."""
+    return "".join(sign if sign.isprintable() else " " for sign in str(words))
 
 
 # The series
@@ -306,7 +313,7 @@ def _check_alike(images: Sequence[_Image]) -> None:
         difference = _difference(common, image)
         if difference is not None:
             raise DataError(
-                f"{image.path}: has {difference} than {common.path.name} of the same series; take what does not belong "
+                f"{image.path}: has {difference} than {common.path} of the same series; take what does not belong "
                 "to the volume (a scout, a second reconstruction) out of the folder"
             )
 
@@ -358,7 +365,7 @@ def _check_even(images: Sequence[_Image], step: np.ndarray) -> None:
     if apart.max() <= UNEVEN * float(np.dot(step, images[0].normal)):
         return
     steps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
-    usual = float(np.median(steps))
+    usual = float(np.sort(steps)[(len(steps) - 1) // 2])  # of two steps, the one without a gap
     odd = int(np.abs(steps - usual).argmax())
     raise DataError(
         f"{images[odd].path}: lies {steps[odd]:.4g} mm from the next image of the series, {images[odd + 1].path.name}, "
@@ -380,7 +387,7 @@ def _pixels(image: _Image) -> np.ndarray:
                 raise Unusable("it has no PixelData, or was cut short")
             values = hounsfield(header) if header.get("Modality") == "CT" else _scaled(header)
     except Unusable as error:
-        raise DataError(f"{image.path}: {error}") from None
+        raise DataError(f"{image.path}: {_printable(error)}") from None
     if values.shape != image.shape:
         raise DataError(f"{image.path}: has pixels of shape {values.shape}, where its header says {image.shape}")
     return values
