@@ -233,8 +233,7 @@ def _segment(task: Task, scan: Scan, folder: Path, track: Track) -> dict[str, An
     for name, maps in zip(TITLES, found.maps, strict=True):
         scan.write_like(folder / name, _as_read(maps, picture))
     counts = _counts(task, found)
-    shown = _shown(counts[: len(task.experts)].sum((0, 1)), sight)
-    _draw(task, scan, picture, found, shown, folder)
+    _draw(task, scan, picture, found, sight, folder)
     record = {"name": folder.name, **_origin(task, scan), **_measures(task, picture, counts), **_seen(scan, sight)}
     del found, pixels
     shutil.rmtree(work)
@@ -346,18 +345,22 @@ def _measures(task: Task, picture: Picture, counts: np.ndarray) -> dict[str, Any
     }  # fmt: skip
 
 
-def _draw(task: Task, scan: Scan, picture: Picture, found: Found, shown: Sequence[int], folder: Path) -> None:
+def _draw(task: Task, scan: Scan, picture: Picture, found: Found, sight: Sight, folder: Path) -> None:
+    """Of a crop, what was looked at."""
     from proseg.figures import save
     from proseg.overlay import View, overlay
 
     experts, file = len(task.experts), scan.paths[0].name or scan.name
     views = []
-    for number in shown:
+    seen = ... if sight.crop is None else sight.crop.seen(picture.pixels.shape)
+    for number in _shown(np.count_nonzero(found.masks[:experts], (0, 2, 3)), sight):
         channel = picture.pixels[0] if picture.pixels.ndim == 3 else picture.pixels[0, number]
         name = file if picture.kind == "slice" else f"slice {number + 1} of {found.masks.shape[1]}"
+        name += "" if scan.point is None else f" about {scan.point}"
         # The classes together: of the mean, any; of the variances, all.
-        maps = {title: one[:, number].sum(0) for title, one in zip(TITLES.values(), found.maps, strict=True)}
-        views.append(View(name, channel.astype(np.float32), found.masks[:experts, number], maps, _aspect(picture)))
+        maps = {title: one[:, number].sum(0)[seen] for title, one in zip(TITLES.values(), found.maps, strict=True)}
+        masks = found.masks[:experts, number]
+        views.append(View(name, channel.astype(np.float32)[seen], masks[seen], maps, _aspect(picture)))
     data = task.model.data
     title = f"{file}, by a model of {data.get('name')}: {data.get('label')}. Not a medical device."
     save(overlay(views, list(task.experts.values()), window=data["window"], title=title), folder / "overlay.png")

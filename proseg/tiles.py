@@ -93,20 +93,22 @@ class Crop:
         """[C, H, W] -> [C, height, width]; `fill` is broadcast."""
         cut = np.empty((len(image), self.height, self.width), image.dtype)
         cut[...] = fill
-        here, there = self._places(image.shape[-2:])
+        here, there = self.seen(image.shape), self._inside(image.shape)
         cut[there] = image[here]
         return cut
 
     def onto(self, target: np.ndarray, maps: np.ndarray) -> None:
         """Write maps [..., height, width] of the tile into those of the slice [..., H, W]."""
-        here, there = self._places(target.shape[-2:])
-        target[here] = maps[there]
+        target[self.seen(target.shape)] = maps[self._inside(target.shape)]
 
-    def _places(self, size: Sequence[int]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Of what lies in both: in the slice, and in the tile."""
-        rows, columns = _common(self.top, self.height, size[0]), _common(self.left, self.width, size[1])
-        there = (slice(r.start - s, r.stop - s) for r, s in ((rows, self.top), (columns, self.left)))
-        return (..., rows, columns), (..., *there)
+    def seen(self, shape: Sequence[int]) -> tuple[Any, ...]:
+        """Index of what lies in both, in a slice of this shape [..., H, W]."""
+        return ..., _common(self.top, self.height, shape[-2]), _common(self.left, self.width, shape[-1])
+
+    def _inside(self, shape: Sequence[int]) -> tuple[Any, ...]:
+        """Index of the same in the tile."""
+        _, rows, columns = self.seen(shape)
+        return ..., *(slice(r.start - s, r.stop - s) for r, s in ((rows, self.top), (columns, self.left)))
 
 
 def crop_about(row: int, column: int, tile: tuple[int, int]) -> Crop:
