@@ -9,23 +9,32 @@ from cli import render
 from cli.errors import INTERRUPTED, user_errors
 from cli.options import Json
 
-TILED = (
-    "it is larger than the {} x {} pixels that the model was trained on, and was cut into such tiles; a model of crops "
-    "about lesions sees a lesion in each of them"
-)
+TILED = "it is larger than the {} x {} pixels that the model was trained on, and was cut into such tiles"
+LESIONS = "; a model of crops about lesions sees a lesion in each of them: name the place with --at"
+FRAMINGS_WITHOUT_LESIONS = ("crop", "zoom_linear", "zoom_nearest")
+CROPPED = "only the {} x {} pixels about {} were segmented, in {} slice(s); everything else was left empty"
 
 
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A folder that `best --export` wrote.")],
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT",
-                                                 help="Image files: NIfTI, NRRD, PNG, TIFF or NPY.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT",
+                                                help="Images: NIfTI, NRRD, PNG, TIFF or NPY files, folders of a DICOM "
+                                                     "series; a file for each channel, joined by commas; or a CSV "
+                                                     "table of them.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Write into this folder, a folder for each input.")],
     samples: Annotated[int, typer.Option(min=1, help="Draws of what any expert might say.")] = 16,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same draws.")] = 0,
+    at: Annotated[str | None, typer.Option(metavar="X,Y[,Z]",
+                                           help="Segment only a crop about this voxel of the image, counted from 0; Z "
+                                                "may be a range, as in 38:44.")] = None,
+    series: Annotated[list[str] | None, typer.Option(metavar="UID",
+                                                     help="Which series of a DICOM folder with several; may be "
+                                                          "repeated.")] = None,
+    device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace a prediction that stands there.")] = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Segment image files with an exported model: a mask of each expert, samples, mean and uncertainty."""
+    """Segment images with an exported model: a mask of each expert, samples, mean and uncertainty."""
     with user_errors():
         import proseg
         from proseg.predict import RECORD
@@ -33,8 +42,8 @@ def predict(
 
         try:
             record = segment(
-                proseg.load(model), inputs, out, samples=samples, seed=seed, force=force, origin=str(model.resolve()),
-                track=render.track(quiet=as_json),
+                proseg.load(model, device=device), inputs, out, samples=samples, seed=seed, at=at, series=series or (),
+                force=force, origin=str(model.resolve()), track=render.track(quiet=as_json),
             )  # fmt: skip
         except KeyboardInterrupt:
             render.error(f"interrupted; nothing was written to {out}")
@@ -44,9 +53,19 @@ def predict(
             return
         for one in record["inputs"]:
             render.line(f"{one['name']}: {_range(one)}")
-            if one["tiled"]:
-                render.line(f"  note: {TILED.format(*record['tile'])}")
+            if (note := _note(one, record)) is not None:
+                render.line(f"  note: {note}")
         render.line(f"in {out}, areas and volumes in {out / RECORD}")
+
+
+def _note(one: dict, record: dict) -> str | None:
+    """What must be known of how an image was looked at."""
+    if (at := one["at"]) is not None:
+        return CROPPED.format(*at["crop"], at["point"], at["slices"])
+    if not one["tiled"]:
+        return None
+    lesions = "" if record["data"]["framing"] in FRAMINGS_WITHOUT_LESIONS else LESIONS
+    return TILED.format(*record["tile"]) + lesions
 
 
 def _range(record: dict) -> str:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 
-def load(folder: str | Path) -> ExportedModel:
-    """Load a model that `proseg-tune best --export` wrote. See `proseg.exported.ExportedModel`."""
+def load(folder: str | Path, *, device: str = "cpu") -> ExportedModel:
+    """Load a model that `proseg-tune best --export` wrote. See `proseg.exported`."""
     from proseg.exported import load
 
-    return load(folder)
+    return load(folder, device=device)

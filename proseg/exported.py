@@ -1,6 +1,7 @@
 """An exported model: a folder that needs nothing but this package, and loading it executes nothing from the folder."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import torch
 from proseg.checkpoint import load_checkpoint
 from proseg.config import TrainConfig
 from proseg.data.batches import normalise
-from proseg.errors import CheckpointError, DataError
+from proseg.errors import CheckpointError, ConfigError, DataError
 from proseg.generate import maps, uncertainty
 from proseg.method import Method
 from proseg.records import DATA, WEIGHTS
+from proseg.tiles import MapsOf, field_of
 from proseg.train import model_of
 
 
@@ -48,9 +50,14 @@ class ExportedModel:
 
     def __init__(self, model: Method, config: TrainConfig, data: dict[str, Any]):
         self.model, self.config, self.data = model.eval(), config, data
+        self.field = field_of(data, config.data.crop)
+        """What it knows how to look at; None where `data` do not say."""
 
     def predict(self, image: np.ndarray, *, samples: int = 16, seed: int = 0) -> Segmentation:
         """Segment one image.
+
+        An image larger than those of the training is looked at in overlapping tiles, and where the training images had
+        been zoomed, so is it (`proseg.tiles`): the maps are those that `proseg.predict` writes for a file of it.
 
         Args:
             image: [H, W] or [C, H, W], in the intensities of the data it was trained on (`data["window"]` is applied
@@ -63,19 +70,36 @@ class ExportedModel:
         """
         if samples < 1:
             raise DataError(f"samples = {samples} must be at least 1")
-        generator = torch.Generator().manual_seed(seed)
-        batch, m = self._batch(image), self.model
-        with torch.no_grad():
-            raters, drawn = maps(m, batch, m.each_rater(), m.prior(1, samples, generator))
-        return Segmentation(_array(raters[0]), _array(raters[0].mean(0)), _array(drawn[0]))
+        found = self._looked_at(lambda tile: self.drawn(tile, samples, seed), self._checked(image))
+        return Segmentation(found[: -samples - 1], found[-1], found[-samples - 1 : -1])
 
     def uncertainty(self, image: np.ndarray, *, seed: int = 0) -> UncertaintyMaps:
         """Where the model is unsure of one image, and why (`proseg.generate.uncertainty`). Arguments as `predict`."""
-        found = uncertainty(self.model, self._batch(image), torch.Generator().manual_seed(seed))
-        return UncertaintyMaps(_array(found.from_z[0]), _array(found.from_tau[0]))
+        return UncertaintyMaps(*self._looked_at(lambda tile: self.spread(tile, seed), self._checked(image)))
 
-    def _batch(self, image: np.ndarray) -> torch.Tensor:
-        """[1, C, H, W] on the model's device, normalised."""
+    def drawn(self, tile: np.ndarray, samples: int, seed: int) -> np.ndarray:
+        """The maps of each rater, of the samples, and the raters' mean, of one tile as it is.
+        [C, h, w] -> [R + S + 1, K, h, w]"""
+        m, generator = self.model, torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            raters, samples_ = maps(m, self._batch(tile), m.each_rater(), m.prior(1, samples, generator))
+        return torch.cat([raters[0], samples_[0], raters[0].mean(0, keepdim=True)]).cpu().numpy()
+
+    def spread(self, tile: np.ndarray, seed: int) -> np.ndarray:
+        """The variance over z and that over tau, of one tile as it is. [C, h, w] -> [2, K, h, w]"""
+        found = uncertainty(self.model, self._batch(tile), torch.Generator().manual_seed(seed))
+        return torch.cat([found.from_z, found.from_tau]).cpu().numpy()
+
+    def _looked_at(self, maps_of: MapsOf, image: np.ndarray) -> np.ndarray:
+        """[C, H, W] -> [N, H, W], with more than one class [N, K, H, W]"""
+        if self.field is None or self.field.holds(image):
+            found = maps_of(image)
+        else:
+            found = np.concatenate([band for _, band in self.field.bands(maps_of, image)], -2)
+        return found[:, 0] if self.model.classes == 1 else found
+
+    def _checked(self, image: np.ndarray) -> np.ndarray:
+        """[C, H, W] float32"""
         pixels = np.asarray(image, dtype=np.float32)
         pixels = pixels[None] if pixels.ndim == 2 else pixels
         if pixels.ndim != 3 or len(pixels) != self.model.channels:
@@ -87,12 +111,11 @@ class ExportedModel:
             raise DataError(f"the image has no pixels: its shape is {np.shape(image)}")
         if not np.isfinite(pixels).all():
             raise DataError("the image holds values that are not finite")
-        return normalise(torch.from_numpy(pixels.copy()), self.data["window"])[None].to(self.model.device)
+        return pixels
 
-
-def _array(maps: torch.Tensor) -> np.ndarray:
-    """Without the axis of the classes where there is only one."""
-    return (maps.squeeze(-3) if maps.shape[-3] == 1 else maps).cpu().numpy()
+    def _batch(self, tile: np.ndarray) -> torch.Tensor:
+        """[1, C, h, w] on the model's device, normalised."""
+        return normalise(torch.from_numpy(tile.copy()), self.data["window"])[None].to(self.model.device)
 
 
 def labels(probabilities: np.ndarray) -> np.ndarray:
@@ -102,12 +125,18 @@ def labels(probabilities: np.ndarray) -> np.ndarray:
     return np.concatenate([background, probabilities], -3).argmax(-3).astype(np.uint8)
 
 
-def load(folder: str | Path) -> ExportedModel:
+def load(folder: str | Path, *, device: str = "cpu") -> ExportedModel:
     """Load an exported model.
+
+    Args:
+        device: cpu, cuda, cuda:1 ..., or auto: a GPU where there is one. Noise is always drawn on the CPU, so that a
+            seed means the same draws everywhere.
 
     Raises:
         CheckpointError: the folder is not a whole export.
+        ConfigError: there is no such device here.
     """
+    place = device_named(device)
     folder = Path(folder)
     checkpoint = load_checkpoint(folder / WEIGHTS)
     try:
@@ -117,4 +146,19 @@ def load(folder: str | Path) -> ExportedModel:
             data["window"] = (low, high)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / DATA} cannot be read: {error}") from None
-    return ExportedModel(model_of(checkpoint), checkpoint.config, data)
+    return ExportedModel(model_of(checkpoint).to(place), checkpoint.config, data)
+
+
+def device_named(name: str) -> torch.device:
+    """The device that a user means; raises ConfigError where there is none of this name here."""
+    there = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if there else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
+        raise ConfigError(f"the device {name!r} is not known; there are auto, cpu, cuda and cuda:N")
+    device = torch.device(name)
+    if device.type == "cuda" and not there:
+        raise ConfigError(f"the device {name} is not there: torch finds no GPU that it can use; choose cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"the device {name} is not there: the last one is cuda:{torch.cuda.device_count() - 1}")
+    return device

@@ -2,12 +2,12 @@
 
 What a model is given is what its training data were made of: intensities as they are where the data have a window, each
 channel of each file brought to zero mean and unit variance where they have none; volumes slice by slice, turned as
-they were for training (`proseg.data.formats.orientation`). Nothing is resampled: where the training images had been
-zoomed, so must these be.
+they were for training (`proseg.data.formats.orientation`).
 
-An image larger than those of the training is cut into overlapping tiles of their size (`proseg.tiles` says why). In all
-tiles and slices a sample has the same preference and the same noise: it is one expert's reading of the whole image, and
-does not flicker from slice to slice.
+An image larger than those of the training is cut into overlapping tiles of their size, or zoomed to it where they had
+been (`proseg.tiles` says why). A model of crops about lesions sees one in every tile: it may be given a point, about
+which one crop is segmented. In all tiles and slices a sample has the same preference and the same noise: it is one
+expert's reading of the whole image, and does not flicker from slice to slice.
 
 In memory are the image, once as it is read and once as float32, the rows of one band of tiles, and one map while it is
 written; all masks and maps grow in files.
@@ -23,21 +23,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from proseg.data import images
+from proseg import sizes
+from proseg.data.channels import with_depth
+from proseg.data.dicom_series import Series
 from proseg.data.formats.picture import Picture
 from proseg.data.own import standardised
 from proseg.data.reading import Track, silent
 from proseg.errors import CheckpointError, DataError
 from proseg.exported import ExportedModel, labels
 from proseg.records import whole_folder
-from proseg.tiles import tiled
+from proseg.scans import Scan, Target, find
+from proseg.tiles import Crop, Field, crop_about
 
 RECORD = "prediction.json"
 MEAN, SCAN, RATERS = "mean", "uncertainty_scan", "uncertainty_raters"
 """The maps, beside the masks."""
 TITLES = {MEAN: "mean of the experts", SCAN: "variance: the scan", RATERS: "variance: the raters"}
-MM3_A_ML = 1000
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ class Task:
     model: ExportedModel
     samples: int
     seed: int
-    tile: tuple[int, int]
-    """(height, width) of its training images."""
+    field: Field
+    """What it was trained to look at."""
     experts: Mapping[str, str]
     """By the name of a file: what the expert is called."""
 
@@ -74,19 +77,23 @@ class Found:
 
 
 def predict(
-    model: ExportedModel, inputs: Sequence[Path], out: Path, *, samples: int = 16, seed: int = 0, force: bool = False,
-    origin: str = "", track: Track = silent,
+    model: ExportedModel, inputs: Sequence[str | Path], out: Path, *, samples: int = 16, seed: int = 0,
+    at: str | None = None, series: Sequence[str] = (), force: bool = False, origin: str = "", track: Track = silent,
 ) -> dict[str, Any]:  # fmt: skip
-    """Segment image files into a folder, whole or not at all.
+    """Segment images into a folder, whole or not at all.
 
-    For each input the folder `out` gets one of its name with a mask of each expert, of each sample, the mean of the
+    For each image the folder `out` gets one of its name with a mask of each expert, of each sample, the mean of the
     experts' maps, the variance of what anyone might draw in its two parts (`proseg.generate.uncertainty`), and
     overlay.png.
 
     Args:
-        inputs: files that `proseg.data.images` reads; all channels in one file.
+        inputs: files that `proseg.data.images` reads, folders or files of a DICOM series, several of these (one a
+            channel, in the model's order) joined by commas, or tables of them (`proseg.scans`).
         samples: draws of what any expert might say, at least one.
         seed: the same seed gives the same files.
+        at: a point of the one image, as `proseg.scans.POINT` says: only a crop about it is segmented, and the rest is
+            left empty.
+        series: UIDs that say which series is meant in DICOM folders with several.
         force: replace an earlier prediction in `out`.
         origin: where the model comes from, for the record.
         track: shows the progress, by slices.
@@ -99,22 +106,27 @@ def predict(
         DataError: naming the input that cannot be segmented, or why `out` cannot be written.
     """
     task = _task(model, samples, seed)
-    names = _names(inputs)
-    for path in inputs:
-        _check_channels(path, images.look(path).channels, model)
-    _check_out(out, inputs, force)
+    scans = find(inputs, model.data.get("channel_names") or (), series=series, at=at)
+    names = _names(scans)
+    for scan in scans:
+        _check_channels(scan, scan.look().channels, model)
+        _check_point(scan, task)
+    _check_out(out, scans, force)
     record: dict[str, Any] = {
-        "model": origin, "data": {key: model.data.get(key) for key in ("name", "label", "fingerprint")},
-        "samples": samples, "seed": seed, "tile": list(task.tile), "experts": dict(task.experts), "inputs": [],
+        "model": origin, "data": {key: model.data.get(key) for key in ("name", "label", "fingerprint", "framing")},
+        "device": str(model.model.device), "samples": samples, "seed": seed, "tile": list(task.field.tile),
+        "experts": dict(task.experts), "inputs": [],
     }  # fmt: skip
     out = out.resolve()
     try:
         with whole_folder(out) as folder:
-            for name, path in names.items():
-                record["inputs"].append(_segment(task, path, folder / name, track))
+            for name, scan in names.items():
+                record["inputs"].append(_segment(task, scan, folder / name, track))
             (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
     except OSError as error:
         raise DataError(f"--out {out} cannot be written: {error.strerror or error}") from None
+    except torch.OutOfMemoryError:
+        raise DataError(f"{model.model.device} has too little memory for this model; choose another device") from None
     return record
 
 
@@ -124,12 +136,9 @@ def predict(
 def _task(model: ExportedModel, samples: int, seed: int) -> Task:
     if samples < 1:
         raise DataError(f"samples = {samples} must be at least 1")
-    try:
-        height, width = int(model.data["height"]), int(model.data["width"])
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError("the model does not say what size its training images had; export it again") from None
-    crop = model.config.data.crop or max(height, width)
-    return Task(model, samples, seed, (min(height, crop), min(width, crop)), _experts(model))
+    if model.field is None:
+        raise CheckpointError("the model does not say what size its training images had; export it again")
+    return Task(model, samples, seed, model.field, _experts(model))
 
 
 def _experts(model: ExportedModel) -> dict[str, str]:
@@ -138,28 +147,39 @@ def _experts(model: ExportedModel) -> dict[str, str]:
     return {f"expert_{number}_{re.sub(r'[^A-Za-z0-9-]+', '-', name)}": name for number, name in enumerate(named, 1)}
 
 
-def _names(inputs: Sequence[Path]) -> dict[str, Path]:
-    """Of the inputs' folders; also on a disk that takes a.png and A.png for one."""
-    names: dict[str, Path] = {}
-    for path in inputs:
-        name = images.stem(path.name)
-        name = path.name if name in ("", ".", "..", RECORD) else name
+def _names(scans: Sequence[Scan]) -> dict[str, Scan]:
+    """Of the images' folders; also on a disk that takes a.png and A.png for one."""
+    names: dict[str, Scan] = {}
+    for scan in scans:
+        name = scan.paths[0].name if scan.name in ("", ".", "..", RECORD) else scan.name
         other = next((names[one] for one in names if one.casefold() == name.casefold()), None)
         if other is not None:
-            raise DataError(f"{other} and {path} would both be written to a folder {name}; predict them one by one")
-        names[name] = path
+            raise DataError(
+                f"{other} and {scan} would both be written to a folder {name}; predict them one by one, or give them "
+                "names in a table with the columns image and name"
+            )
+        names[name] = scan
     return names
 
 
-def _check_channels(path: Path, channels: int, model: ExportedModel) -> None:
+def _check_channels(scan: Scan, channels: int, model: ExportedModel) -> None:
     wanted = model.model.channels
     if channels != wanted:
         named = model.data.get("channel_names") or ()
-        which = f" ({', '.join(named)}), all in one file" if named else ""
-        raise DataError(f"{path}: has {channels} channel(s); the model takes {wanted}{which}")
+        which = f" ({', '.join(named)})" if named else ""
+        how = ", in one file, or in a file each, joined by commas" if wanted > 1 else ""
+        raise DataError(f"{scan}: has {channels} channel(s); the model takes {wanted}{which}{how}")
 
 
-def _check_out(out: Path, inputs: Sequence[Path], force: bool) -> None:
+def _check_point(scan: Scan, task: Task) -> None:
+    if scan.point is not None and task.field.zoom is not None:
+        raise DataError(
+            f"{scan}: a crop about {scan.point} is asked for, but the model was trained on images that had been zoomed "
+            "as a whole; segment it without a point"
+        )
+
+
+def _check_out(out: Path, scans: Sequence[Scan], force: bool) -> None:
     """An empty folder may be there; what else is there goes only if it is a prediction, and is asked for."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
@@ -167,7 +187,8 @@ def _check_out(out: Path, inputs: Sequence[Path], force: bool) -> None:
         raise DataError(f"--out {out} exists; choose another folder, or add --force to replace it")
     if not out.is_dir() or {path.name for path in out.iterdir()} - _ours(out):
         raise DataError(f"--out {out} holds files that are no prediction of this program; --force replaces those only")
-    within = [path for path in inputs if out.resolve() in path.resolve().parents]
+    paths = [path for scan in scans for path in scan.paths]
+    within = [path for path in paths if out.resolve() in (path.resolve(), *path.resolve().parents)]
     if within:
         raise DataError(f"{within[0]}: lies in --out {out}, which --force would delete; choose another folder")
 
@@ -184,37 +205,55 @@ def _ours(out: Path) -> set[str]:
 # One image
 
 
-def _segment(task: Task, path: Path, folder: Path, track: Track) -> dict[str, Any]:
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """What of an image is looked at: all of it, or a crop about a point."""
+
+    slices: range
+    crop: Crop | None = None
+    fill: np.ndarray | float = 0.0
+    """[C, 1, 1], intensities of what lies beyond the image."""
+
+
+def _segment(task: Task, scan: Scan, folder: Path, track: Track) -> dict[str, Any]:
     """Write all that is found in one image; returns its part of the record."""
-    picture = images.read(path)
-    _check_channels(path, len(picture.pixels), task.model)
+    picture = scan.read()
+    _check_channels(scan, len(picture.pixels), task.model)
+    target = None if scan.point is None else scan.point.within(picture, str(scan))
     folder.mkdir()
     work = folder / ".maps"
     work.mkdir()
-    pixels = _intensities(path, picture, task.model.data["window"])
+    pixels = _intensities(scan, picture, task.model.data["window"])
+    sight = _sight(task, pixels, target)
     found = _new(task, pixels.shape[1:], work)
-    for number in track(range(pixels.shape[1]), pixels.shape[1], f"Segmenting {path.name}"):
-        _fill(task, pixels[:, number], found, number)
+    for number in track(sight.slices, len(sight.slices), f"Segmenting {scan.name}"):
+        _fill(task, pixels[:, number], found, number, sight)
     for name, mask in zip(task.masks, found.masks, strict=True):
-        images.write_like(folder / name, _as_read(mask[None], picture), path, classes=task.classes)
+        scan.write_like(folder / name, _as_read(mask[None], picture), classes=task.classes)
     for name, maps in zip(TITLES, found.maps, strict=True):
-        images.write_like(folder / name, _as_read(maps, picture), path)
+        scan.write_like(folder / name, _as_read(maps, picture))
     counts = _counts(task, found)
-    _draw(task, path, picture, found, counts, folder)
-    record = _measures(task, picture, counts)
+    _draw(task, scan, picture, found, sight, folder)
+    record = {"name": folder.name, **_origin(task, scan), **_measures(task, picture, counts), **_seen(scan, sight)}
     del found, pixels
     shutil.rmtree(work)
-    return {"name": folder.name, "file": str(path), **record}
+    return record
 
 
-def _intensities(path: Path, picture: Picture, window: tuple[float, float] | None) -> np.ndarray:
+def _intensities(scan: Scan, picture: Picture, window: tuple[float, float] | None) -> np.ndarray:
     """[C, D, H, W] float32, as the model takes them."""
-    pixels = picture.pixels if picture.pixels.ndim == 4 else picture.pixels[:, None]
     with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, which is reported below
-        image = pixels.astype(np.float32)
+        image = with_depth(picture.pixels).astype(np.float32)
     if not np.isfinite([image.min(), image.max()]).all():
-        raise DataError(f"{path}: has intensities that are too large for 32 bits")
+        raise DataError(f"{scan}: has intensities that are too large for 32 bits")
     return standardised(image) if window is None else image
+
+
+def _sight(task: Task, pixels: np.ndarray, target: Target | None) -> Sight:
+    if target is None:
+        return Sight(range(pixels.shape[1]))
+    crop = crop_about(target.row, target.column, task.field.tile)
+    return Sight(target.slices, crop, pixels.min((1, 2, 3))[:, None, None])
 
 
 def _new(task: Task, shape: tuple[int, ...], work: Path) -> Found:
@@ -230,20 +269,24 @@ def _mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
-def _fill(task: Task, image: np.ndarray, found: Found, number: int) -> None:
+def _fill(task: Task, image: np.ndarray, found: Found, number: int, sight: Sight) -> None:
     """One slice, [C, H, W]."""
-    for top, maps in tiled(lambda tile: _maps(task, tile), image, task.tile):
-        rows, drawn = slice(top, top + maps.shape[-2]), len(task.masks)
+    drawn = len(task.masks)
+    if sight.crop is not None:
+        maps = _maps(task, sight.crop.of(image, sight.fill))
+        sight.crop.onto(found.masks[:, number], labels(maps[:drawn]))
+        sight.crop.onto(found.maps[:, :, number], maps[drawn:])
+        return
+    for top, maps in task.field.bands(lambda tile: _maps(task, tile), image):
+        rows = slice(top, top + maps.shape[-2])
         found.masks[:, number, rows] = labels(maps[:drawn])
         found.maps[:, :, number, rows] = maps[drawn:]
 
 
 def _maps(task: Task, tile: np.ndarray) -> np.ndarray:
     """[experts + samples + 3, K, h, w], in the order of `Task.masks` and TITLES."""
-    said = task.model.predict(tile, samples=task.samples, seed=task.seed)
-    unsure = task.model.uncertainty(tile, seed=task.seed)
-    maps = [*said.raters, *said.samples, said.mean, unsure.from_z, unsure.from_tau]
-    return np.stack(maps).reshape(len(maps), -1, *tile.shape[-2:])
+    drawn = task.model.drawn(tile, task.samples, task.seed)
+    return np.concatenate([drawn, task.model.spread(tile, task.seed)])
 
 
 def _as_read(maps: np.ndarray, picture: Picture) -> np.ndarray:
@@ -265,58 +308,54 @@ def _counts(task: Task, found: Found) -> np.ndarray:
     return counts
 
 
+def _origin(task: Task, scan: Scan) -> dict[str, Any]:
+    """Where the image comes from."""
+    channels = task.model.data.get("channel_names") or range(1, len(scan.pieces) + 1)
+    record: dict[str, Any] = {"file": str(scan)}
+    if len(scan.pieces) > 1:
+        record["channels"] = {str(name): str(path) for name, path in zip(channels, scan.paths, strict=True)}
+    series = [piece.uid for piece in scan.pieces if isinstance(piece, Series)]
+    return record | ({"series": series} if series else {})
+
+
+def _seen(scan: Scan, sight: Sight) -> dict[str, Any]:
+    """What of it was looked at, where that is not all."""
+    if sight.crop is None:
+        return {"at": None}
+    return {"at": {"point": str(scan.point), "crop": [sight.crop.height, sight.crop.width],
+                   "slices": len(sight.slices)}}  # fmt: skip
+
+
 def _measures(task: Task, picture: Picture, counts: np.ndarray) -> dict[str, Any]:
-    """Areas of a volume are those of the slice in which they are largest."""
-    each = [[_measure(picture, one) for one in mask] for mask in counts]
+    each = [[sizes.measure(picture, one) for one in mask] for mask in counts]
     experts, samples = each[: len(task.experts)], each[len(task.experts) : -1]
     return {
-        "shape": list(picture.pixels.shape[1:]), "spacing_mm": _spacing(picture), "tiled": _tiled(task, picture),
+        "shape": list(picture.pixels.shape[1:]), "spacing_mm": sizes.spacing(picture),
+        "tiled": task.field.smaller_than(picture.pixels.shape[-2:]),
         "experts": dict(zip(task.experts, experts, strict=True)), "mean": each[-1],
-        "samples_mean": [_over([sample[k] for sample in samples], np.mean) for k in range(task.classes)],
-        "samples_std": [_over([sample[k] for sample in samples], np.std) for k in range(task.classes)],
+        "samples_mean": [sizes.over([sample[k] for sample in samples], np.mean) for k in range(task.classes)],
+        "samples_std": [sizes.over([sample[k] for sample in samples], np.std) for k in range(task.classes)],
     }  # fmt: skip
 
 
-def _tiled(task: Task, picture: Picture) -> bool:
-    height, width = picture.pixels.shape[-2:]
-    return height > task.tile[0] or width > task.tile[1]
-
-
-def _spacing(picture: Picture) -> list[float] | None:
-    """(z, y, x), of a slice (y, x)."""
-    axes = picture.pixels.ndim - 1
-    return None if picture.spacing is None else list(picture.spacing[-axes:])
-
-
-def _measure(picture: Picture, counts: np.ndarray) -> dict[str, float | int | None]:
-    """Of one class in one mask, [D] pixels of each slice."""
-    area, pixels = int(counts.max()), int(counts.sum())
-    measure: dict[str, float | int | None] = {"pixels": pixels, "area_px": area, "area_mm2": None, "volume_ml": None}
-    if picture.spacing is not None:
-        z, y, x = picture.spacing
-        measure["area_mm2"] = area * y * x
-        measure["volume_ml"] = None if picture.kind == "slice" else pixels * z * y * x / MM3_A_ML
-    return measure
-
-
-def _over(measures: Sequence[Mapping[str, Any]], of) -> dict[str, float | None]:
-    return {key: None if measures[0][key] is None else float(of([one[key] for one in measures])) for key in measures[0]}
-
-
-def _draw(task: Task, path: Path, picture: Picture, found: Found, counts: np.ndarray, folder: Path) -> None:
+def _draw(task: Task, scan: Scan, picture: Picture, found: Found, sight: Sight, folder: Path) -> None:
+    """Of a crop, what was looked at."""
     from proseg.figures import save
     from proseg.overlay import View, overlay
 
-    experts = len(task.experts)
+    experts, file = len(task.experts), scan.paths[0].name or scan.name
     views = []
-    for number in _shown(counts[:experts].sum((0, 1))):
+    seen = ... if sight.crop is None else sight.crop.seen(picture.pixels.shape)
+    for number in _shown(np.count_nonzero(found.masks[:experts], (0, 2, 3)), sight):
         channel = picture.pixels[0] if picture.pixels.ndim == 3 else picture.pixels[0, number]
-        name = path.name if picture.kind == "slice" else f"slice {number + 1} of {counts.shape[-1]}"
+        name = file if picture.kind == "slice" else f"slice {number + 1} of {found.masks.shape[1]}"
+        name += "" if scan.point is None else f" about {scan.point}"
         # The classes together: of the mean, any; of the variances, all.
-        maps = {title: one[:, number].sum(0) for title, one in zip(TITLES.values(), found.maps, strict=True)}
-        views.append(View(name, channel.astype(np.float32), found.masks[:experts, number], maps, _aspect(picture)))
+        maps = {title: one[:, number].sum(0)[seen] for title, one in zip(TITLES.values(), found.maps, strict=True)}
+        masks = found.masks[:experts, number]
+        views.append(View(name, channel.astype(np.float32)[seen], masks[seen], maps, _aspect(picture)))
     data = task.model.data
-    title = f"{path.name}, by a model of {data.get('name')}: {data.get('label')}. Not a medical device."
+    title = f"{file}, by a model of {data.get('name')}: {data.get('label')}. Not a medical device."
     save(overlay(views, list(task.experts.values()), window=data["window"], title=title), folder / "overlay.png")
 
 
@@ -325,6 +364,7 @@ def _aspect(picture: Picture) -> float:
     return 1.0 if picture.spacing is None else picture.spacing[1] / picture.spacing[2]
 
 
-def _shown(areas: np.ndarray) -> list[int]:
-    """The middle slice, and that in which the experts see most."""
-    return sorted({len(areas) // 2, int(areas.argmax())} if areas.any() else {len(areas) // 2})
+def _shown(areas: np.ndarray, sight: Sight) -> list[int]:
+    """The middle slice of those that were looked at, and that in which the experts see most."""
+    middle = sight.slices[len(sight.slices) // 2]
+    return sorted({middle, int(areas.argmax())} if areas.any() else {middle})

@@ -1,4 +1,6 @@
-"""A large image in overlapping tiles of the size that a network was trained on, their maps blended into one.
+"""What a network knows how to look at, and how other images are brought before it.
+
+A large image is cut into overlapping tiles of the size that the network was trained on, their maps blended into one.
 
 A U-Net takes any size, but what it says depends on it: its group norms take mean and variance over the whole field, and
 the grid of z's noise stretches with it. Tiles of the trained size show it what it knows. They overlap by half, as is
@@ -6,13 +8,22 @@ usual, and fade into each other, so that no seam is left; what one of them says 
 least, is not heard where another one sees more. Where they fade, a sample is the mean of two draws of z's noise (with
 one tau), and so differs a little less from the others than elsewhere; the maps of the variance do not suffer from that,
 for each tile makes its own.
+
+Where the training images had been zoomed as a whole, so is the image, and its maps are zoomed back. Where they were
+crops about a lesion, one tile about a point that a person names may be all that is looked at.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+
+from proseg.data.frame import zoom_linear, zoom_nearest
+
+MapsOf: TypeAlias = Callable[[np.ndarray], np.ndarray]
+"""[C, h, w] -> [..., h, w] float32, the maps of one tile."""
 
 OVERLAP = 0.5
 """Share of a tile's side, at least, that it has in common with the next one."""
@@ -20,6 +31,94 @@ UNHEARD, FADING = 0.125, 0.25
 """Shares of a tile's side: from its border, and from there to where it counts fully."""
 LEAST = 1e-3
 """What the border counts, for where there is no other tile."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """What a network was trained to look at."""
+
+    tile: tuple[int, int]
+    """(height, width) of its training images, or of the crops of them that it saw."""
+    whole: tuple[int, int]
+    """(height, width) of its training images."""
+    zoom: Literal["linear", "nearest"] | None = None
+    """How images had been brought to that size; None: their pixels are as large as they were taken."""
+
+    def holds(self, image: np.ndarray) -> bool:
+        """Whether an image [C, H, W] can be looked at as it is."""
+        size = image.shape[-2:]
+        return not self.smaller_than(size) and (self.zoom is None or size == self.whole)
+
+    def smaller_than(self, size: Sequence[int]) -> bool:
+        """Whether it takes several tiles to see an image of (height, width)."""
+        height, width = self.whole if self.zoom else size
+        return height > self.tile[0] or width > self.tile[1]
+
+    def bands(self, maps_of: MapsOf, image: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """The maps of an image [C, H, W] in bands of rows; as `tiled`."""
+        if self.zoom is None:
+            yield from tiled(maps_of, image, self.tile)
+            return
+        zoom = {"linear": zoom_linear, "nearest": zoom_nearest}[self.zoom]
+        found = np.concatenate([maps for _, maps in tiled(maps_of, zoom(image, *self.whole), self.tile)], -2)
+        yield 0, zoom_linear(found, *image.shape[-2:])
+
+
+def field_of(data: Mapping[str, Any], crop: int | None) -> Field | None:
+    """Of a model, by what it says of its training data; None where it says nothing of their size.
+
+    Args:
+        data: the fields of `proseg.data.manifest.Manifest`.
+        crop: side of the crops that the model saw of them; None: all of them.
+    """
+    try:
+        height, width = int(data["height"]), int(data["width"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    side = crop or max(height, width)
+    zoom = {"zoom_linear": "linear", "zoom_nearest": "nearest"}.get(str(data.get("framing")))
+    return Field((min(height, side), min(width, side)), (height, width), zoom)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One tile about a point of a slice; what of it lies beyond the slice is filled up."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def of(self, image: np.ndarray, fill: np.ndarray | float) -> np.ndarray:
+        """[C, H, W] -> [C, height, width]; `fill` is broadcast."""
+        cut = np.empty((len(image), self.height, self.width), image.dtype)
+        cut[...] = fill
+        here, there = self.seen(image.shape), self._inside(image.shape)
+        cut[there] = image[here]
+        return cut
+
+    def onto(self, target: np.ndarray, maps: np.ndarray) -> None:
+        """Write maps [..., height, width] of the tile into those of the slice [..., H, W]."""
+        target[self.seen(target.shape)] = maps[self._inside(target.shape)]
+
+    def seen(self, shape: Sequence[int]) -> tuple[Any, ...]:
+        """Index of what lies in both, in a slice of this shape [..., H, W]."""
+        return ..., _common(self.top, self.height, shape[-2]), _common(self.left, self.width, shape[-1])
+
+    def _inside(self, shape: Sequence[int]) -> tuple[Any, ...]:
+        """Index of the same in the tile."""
+        _, rows, columns = self.seen(shape)
+        return ..., *(slice(r.start - s, r.stop - s) for r, s in ((rows, self.top), (columns, self.left)))
+
+
+def crop_about(row: int, column: int, tile: tuple[int, int]) -> Crop:
+    """With the point at [height // 2, width // 2], where LIDC's crops have the middle of the lesion."""
+    height, width = tile
+    return Crop(row - height // 2, column - width // 2, height, width)
+
+
+def _common(start: int, length: int, size: int) -> slice:
+    return slice(max(0, start), min(size, start + length))
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +151,10 @@ def cover(length: int, tile: int) -> Cover:
     return Cover(tuple(starts.tolist()), shares.astype(np.float32))
 
 
-def tiled(
-    maps_of: Callable[[np.ndarray], np.ndarray], image: np.ndarray, tile: tuple[int, int]
-) -> Iterator[tuple[int, np.ndarray]]:
+def tiled(maps_of: MapsOf, image: np.ndarray, tile: tuple[int, int]) -> Iterator[tuple[int, np.ndarray]]:
     """The maps of an image, from the top down, band by band: no more than a band's rows are held at once.
 
     Args:
-        maps_of: [C, h, w] -> [..., h, w] float32, the maps of one tile.
         image: [C, H, W].
         tile: (height, width).
 
@@ -76,7 +172,7 @@ def tiled(
         above = band[..., end - top :, :]
 
 
-def _across(maps_of: Callable[[np.ndarray], np.ndarray], strip: np.ndarray, columns: Cover) -> np.ndarray:
+def _across(maps_of: MapsOf, strip: np.ndarray, columns: Cover) -> np.ndarray:
     """[C, h, W] -> [..., h, W]"""
     whole = None
     for left, share in zip(columns.starts, columns.shares, strict=True):

@@ -1,6 +1,7 @@
 """Data sets by name: prepared once, by whoever comes first, and every dead end names the ways on."""
 
 import errno
+import json
 import sys
 import threading
 import time
@@ -223,6 +224,20 @@ def test_a_data_set_is_prepared_under_a_name_and_opened_by_it(volumes: Path, hom
     assert store.manifest == prepared.store.manifest
     assert (store.manifest.name, store.manifest.label) == ("my-mr.2", "NPC (MMIS-2024 task 1)")
     assert (store.manifest.height, store.manifest.width, store.manifest.slices) == (8, 8, 21)
+
+
+def test_a_store_says_how_its_images_came_to_their_size_and_one_that_does_not_is_read(volumes: Path, home: Path):
+    crop = prepare_npc(volumes, "crop", home).store.manifest
+    zoom = prepare_npc(volumes, "zoom", home, fit="zoom").store
+    assert (crop.framing, zoom.manifest.framing) == ("crop", "zoom_nearest")
+    path = zoom.folder / MANIFEST
+    facts = json.loads(path.read_text())
+    del facts["framing"]
+    path.write_text(json.dumps(facts))
+    older = open_data("zoom", home)
+    older.verify()
+    assert older.manifest == zoom.manifest.model_copy(update={"framing": None})
+    assert not prepare_npc(volumes, "zoom", home, fit="zoom").anew
 
 
 def test_the_same_again_does_nothing_and_something_else_is_refused(volumes: Path, home: Path):

@@ -516,6 +516,9 @@ def test_a_zoom_is_linear_for_images_and_nearest_for_masks_and_changes_the_spaci
     )
     assert set(np.unique(one.annotations)) == {False, True}
     assert one.spacing == (4, 6, 1)
+    assert source(volumes, size=(6, 24), fit="zoom").framing == "zoom_linear"
+    assert source(volumes, size=(6, 24)).framing == "crop"
+    assert source(volumes).framing is None
 
 
 def test_linear_zoom_of_known_values():

@@ -20,7 +20,7 @@ from proseg.config import TrainConfig
 from proseg.data import images
 from proseg.data.store import Store
 from proseg.errors import CheckpointError, DataError
-from proseg.exported import ExportedModel, Segmentation, UncertaintyMaps
+from proseg.exported import ExportedModel
 from proseg.figures import save
 from proseg.generate import binarise
 from proseg.methods import build
@@ -41,18 +41,19 @@ class Thresholds(ExportedModel):
     """Expert r draws what is brighter than its threshold; so does every sample. Several classes: the second one is
     what is brighter by 100."""
 
-    def predict(self, image: np.ndarray, *, samples: int = 16, seed: int = 0) -> Segmentation:
-        experts = np.stack([self._above(image[0], threshold) for threshold in THRESHOLDS])
-        return Segmentation(experts, experts.mean(0), np.stack([self._above(image[0], SAMPLE_THRESHOLD)] * samples))
+    def drawn(self, tile: np.ndarray, samples: int, seed: int) -> np.ndarray:
+        experts = np.stack([self._above(tile[0], threshold) for threshold in THRESHOLDS])
+        return np.stack([*experts, *[self._above(tile[0], SAMPLE_THRESHOLD)] * samples, experts.mean(0)])
 
-    def uncertainty(self, image: np.ndarray, *, seed: int = 0) -> UncertaintyMaps:
-        maps = self._above(image[0], 0.0)
-        return UncertaintyMaps(image[0] / 1000 * np.ones_like(maps), 0.25 * np.ones_like(maps))
+    def spread(self, tile: np.ndarray, seed: int) -> np.ndarray:
+        maps = self._above(tile[0], 0.0)
+        return np.stack([tile[0] / 1000 * np.ones_like(maps), 0.25 * np.ones_like(maps)])
 
     def _above(self, image: np.ndarray, threshold: float) -> np.ndarray:
+        """[K, h, w]"""
         first = (image > threshold).astype(np.float32)
         if self.model.classes == 1:
-            return first
+            return first[None]
         second = (image > threshold + 100).astype(np.float32)
         return np.stack([first - second, second])
 

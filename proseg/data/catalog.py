@@ -187,7 +187,7 @@ def _contours(name: str, folder: Path, jobs: int, track: Track) -> Store:
         name=name, label=lidc.LABEL, licence=lidc.LICENCE, unit="slice", sorted_raters=True, window=LUNG_WINDOW
     )
     slices = track(lidc.slices(selection, jobs), lidc.count(selection), f"Rendering {name} (once)")
-    return write(folder, slices, description)
+    return write(folder, slices, description, framing="lesion")
 
 
 def _open_npc(files: Path, home: Path, jobs: int, track: Track) -> Store:

@@ -5,7 +5,6 @@ their SOP instance UID; several files with the same one are copies of each other
 the same z (some of LIDC-IDRI do) the one with the lowest InstanceNumber counts, which is what pylidc settled on too.
 """
 
-import importlib.util
 import os
 import struct
 import warnings
@@ -96,14 +95,6 @@ class _Place(NamedTuple):
     uid: str
 
 
-def require_pydicom() -> None:
-    """Raises DataError where pydicom is not installed."""
-    if importlib.util.find_spec("pydicom") is None:
-        raise DataError(
-            "DICOM files are read with the package pydicom, which is not installed: run `pip install proseg-tune[lidc]`"
-        )
-
-
 # The folder
 
 
@@ -120,7 +111,7 @@ def find_images(folder: Path, wanted: Collection[str], track: Track = silent) ->
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected the one that holds the DICOM files")
     copies: dict[str, dict[_Place, list[Path]]] = defaultdict(lambda: defaultdict(list))
-    skipped, others, files = [], 0, list(_walk(folder))
+    skipped, others, files = [], 0, list(walk(folder))
     for path in track(files, len(files), "Looking for DICOM series"):
         try:
             uid, place = _header(path, wanted)
@@ -135,8 +126,8 @@ def find_images(folder: Path, wanted: Collection[str], track: Track = silent) ->
     return Found(series, tuple(skipped), len(files), others)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """All files, in the same order everywhere; links to folders are followed, once each."""
+def walk(folder: Path) -> Iterator[Path]:
+    """All files below a folder, in the same order everywhere; links to folders are followed, once each."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename} cannot be read ({error.strerror}); change its permissions") from error
@@ -160,8 +151,8 @@ def _header(path: Path, wanted: Collection[str]) -> tuple[str, _Place | None]:
     """
     from pydicom import dcmread
 
-    with _opened(path) as file:
-        if not _is_dicom(file, path):
+    with opened(path) as file:
+        if not is_dicom(file, path):
             return "", None
         header = dcmread(file, stop_before_pixels=True, specific_tags=list(HEADER))
         uid = str(header.get("SeriesInstanceUID", ""))
@@ -170,7 +161,12 @@ def _header(path: Path, wanted: Collection[str]) -> tuple[str, _Place | None]:
         return uid, _place(header) if uid in wanted else None
 
 
-def _is_dicom(file: BinaryIO, path: Path) -> bool:
+def is_dicom(file: BinaryIO, path: Path) -> bool:
+    """Whether it is one that can be looked into, by its first bytes; leaves the file at its beginning.
+
+    Raises:
+        Unusable: it is none, but is called one, or is packed as a whole.
+    """
     introduction = file.read(INTRODUCTION)
     file.seek(0)
     if introduction[MAGIC] != b"DICM":
@@ -219,12 +215,12 @@ def read_pixels(copies: Sequence[Path]) -> Pixels:
 def _read(path: Path) -> Pixels:
     from pydicom import dcmread
 
-    with _opened(path) as file:
-        if not _is_dicom(file, path):
+    with opened(path) as file:
+        if not is_dicom(file, path):
             raise Unusable("not a DICOM file, or cut short")
         image = dcmread(file)
         _check(image)
-        return Pixels(_hounsfield(image), _reversed_axes(image), _spacing(image))
+        return Pixels(hounsfield(image), _reversed_axes(image), pixel_spacing(image))
 
 
 def _check(image: "Dataset") -> None:
@@ -232,29 +228,41 @@ def _check(image: "Dataset") -> None:
     for name in ("PixelData", "RescaleSlope", "RescaleIntercept", "ImageOrientationPatient", "PixelSpacing"):
         if image.get(name) is None:
             raise Unusable(f"it has no {name}, or was cut short")
-    height, width = int(image.Rows), int(image.Columns)
-    if not 0 < min(height, width) <= max(height, width) <= LARGEST_SIDE:
-        raise Unusable(f"it has {height} x {width} pixels")
-    if int(image.get("NumberOfFrames") or 1) != 1 or int(image.SamplesPerPixel) != 1:
-        raise Unusable("it holds several frames or colours, where one CT slice was expected")
-    if image.PhotometricInterpretation != "MONOCHROME2":
-        raise Unusable(f"its PhotometricInterpretation is {image.PhotometricInterpretation}, not MONOCHROME2")
+    check_plain(image)
     if image.get("LossyImageCompression") == "01":
         raise Unusable("it was compressed with loss, so its pixels no longer are Hounsfield units")
 
 
-def _hounsfield(image: "Dataset") -> np.ndarray:
-    """[H, W] int16"""
+def check_plain(image: "Dataset") -> None:
+    """Raises Unusable where a header is not that of one grey slice of a plausible size."""
+    height, width = int(image.Rows), int(image.Columns)
+    if not 0 < min(height, width) <= max(height, width) <= LARGEST_SIDE:
+        raise Unusable(f"it has {height} x {width} pixels")
+    if int(image.get("NumberOfFrames") or 1) != 1 or int(image.SamplesPerPixel) != 1:
+        raise Unusable("it holds several frames or colours, where one slice was expected")
+    if image.PhotometricInterpretation != "MONOCHROME2":
+        raise Unusable(f"its PhotometricInterpretation is {image.PhotometricInterpretation}, not MONOCHROME2")
+
+
+def hounsfield(image: "Dataset") -> np.ndarray:
+    """[H, W] int16; raises Unusable where they are none."""
     stored = image.pixel_array
-    slope, intercept = float(image.RescaleSlope), float(image.RescaleIntercept)
-    if not (np.isfinite([slope, intercept]).all() and slope):
-        raise Unusable(f"its RescaleSlope is {slope} and its RescaleIntercept {intercept}")
+    slope, intercept = rescaling(image)
     hu = np.rint(stored * slope + intercept)
     hu[_is_padding(image, stored)] = AIR
     limits = np.iinfo(np.int16)
     if hu.min() < limits.min or hu.max() > limits.max:
         raise Unusable(f"its pixels run from {hu.min():.0f} to {hu.max():.0f} HU")
     return hu.astype(np.int16)
+
+
+def rescaling(image: "Dataset") -> tuple[float, float]:
+    """Slope and intercept: what the stored numbers mean. Where nothing is said, they mean themselves."""
+    slope, intercept = (image.get(name) for name in ("RescaleSlope", "RescaleIntercept"))
+    slope, intercept = 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
+    if not (np.isfinite([slope, intercept]).all() and slope):
+        raise Unusable(f"its RescaleSlope is {slope} and its RescaleIntercept {intercept}")
+    return slope, intercept
 
 
 def _is_padding(image: "Dataset", stored: np.ndarray) -> np.ndarray:
@@ -280,7 +288,8 @@ def _reversed_axes(image: "Dataset") -> tuple[int, ...]:
     return tuple(axis for axis, cosine in ((0, along_column[1]), (1, along_row[0])) if cosine < 0)
 
 
-def _spacing(image: "Dataset") -> tuple[float, float]:
+def pixel_spacing(image: "Dataset") -> tuple[float, float]:
+    """(y, x) in mm"""
     y, x = (float(each) for each in image.PixelSpacing)
     if not (0 < y < np.inf and 0 < x < np.inf):
         raise Unusable(f"its PixelSpacing is {y} x {x} mm")
@@ -291,7 +300,7 @@ def _spacing(image: "Dataset") -> tuple[float, float]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[BinaryIO]:
     """The file, open for reading. Only what pydicom reads belongs under it: its errors are taken for damage."""
     from pydicom.errors import BytesLengthException, InvalidDicomError
 

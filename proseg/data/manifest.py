@@ -14,6 +14,8 @@ from proseg.errors import DataError
 FORMAT = 2
 READABLE = (1, 2)
 """Format 1 had one Arrow file and said nothing of where the data came from."""
+Framing = Literal["crop", "zoom_linear", "zoom_nearest", "lesion"]
+"""How images came to their size: cut or filled up about their centre, zoomed as a whole, or cut out about a lesion."""
 ARROW, MANIFEST = "slices.arrow", "manifest.json"
 
 
@@ -87,6 +89,8 @@ class Manifest(Description):
     rater_names: tuple[str, ...] = ()
     """In the order of the annotations; empty where the raters have no names."""
     channel_names: tuple[str, ...] = ()
+    framing: Framing | None = None
+    """How the images came to their size; None where nothing is known of it, as in older stores, or nothing was done."""
 
     @property
     def arrow_files(self) -> tuple[ArrowFile, ...]:

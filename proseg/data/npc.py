@@ -147,6 +147,7 @@ def source(folder: Path, *, size: tuple[int, int] = (128, 128), fit: Literal["cr
         folds=(Fold(0, **parts),),
         raters=raters,
         channels=CHANNELS,
+        framing="crop" if fit == "crop" else "zoom_nearest",
     )
 
 

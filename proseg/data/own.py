@@ -17,6 +17,7 @@ import numpy as np
 
 from proseg.data import frame, images, own_folder, own_manifest
 from proseg.data.case import Slice
+from proseg.data.channels import check_place, joined, joined_header, size_of, with_depth
 from proseg.data.formats.picture import Header, Kind, Picture
 from proseg.data.own_files import Entry, Inventory, check, check_file
 from proseg.data.source import Part, Source, identity_of
@@ -33,8 +34,6 @@ EACH_ITS_OWN = "each image taken for a patient of its own"
 LICENCE = "not stated"
 
 INT16 = np.iinfo(np.int16)
-HALF_A_PIXEL = 0.5
-"""A mask may lie so far from its image, in its smallest spacing: programs round what they write."""
 
 Fit = Literal["crop", "zoom"]
 
@@ -101,6 +100,7 @@ def source(
         folds=None if found.fold is None else (found.fold,),
         raters=() if sorted_raters else found.raters,
         channels=found.channels,
+        framing=None if size is None else "crop" if fit == "crop" else "zoom_linear",
     )
 
 
@@ -140,17 +140,7 @@ def _inventory(path: Path) -> Inventory:
 
 def _header(entry: Entry) -> Header:
     """Of the image, whose channels may lie in several files."""
-    headers = [images.look(path) for path in entry.images]
-    if len(headers) == 1:
-        return headers[0]
-    for path, header in zip(entry.images, headers, strict=True):
-        if header.channels != 1:
-            raise DataError(f"{entry.where}: {path} has {header.channels} channels; a file of one channel has one")
-        if _shape(header) != _shape(headers[0]):
-            raise DataError(f"{entry.where}: {path} is {_size(header)}, but {entry.images[0]} is {_size(headers[0])}")
-    first = headers[0]
-    whole = all(header.whole for header in headers)
-    return Header(len(headers), first.depth, first.height, first.width, whole)
+    return joined_header([*map(str, entry.images)], [*map(images.look, entry.images)], f"{entry.where}: ")
 
 
 def _check_alike(found: Inventory, headers: Sequence[Header], size: tuple[int, int] | None) -> Kind:
@@ -179,8 +169,8 @@ def _propose_size(entries: Sequence[Entry], headers: Sequence[Header]) -> str:
     other = next(i for i, size in enumerate(sizes) if size != sizes[0])
     height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
     return (
-        f"{entries[other].images[0]}: is {_size(headers[other])}, but {entries[0].images[0]} is {_size(headers[0])}; "
-        f"say what all shall have, as in --size {height}x{width}, which cuts nothing off"
+        f"{entries[other].images[0]}: is {size_of(headers[other])}, but {entries[0].images[0]} is "
+        f"{size_of(headers[0])}; say what all shall have, as in --size {height}x{width}, which cuts nothing off"
     )
 
 
@@ -190,14 +180,6 @@ def _check_volumes_once(entries: Iterable[Entry]) -> None:
         other = first.setdefault(entry.volume, entry)
         if other is not entry:
             raise DataError(f"{entry.where}: volume {entry.volume!r} stands there a second time, after {other.where}")
-
-
-def _shape(header: Header) -> tuple[int | None, int, int]:
-    return header.depth, header.height, header.width
-
-
-def _size(header: Header) -> str:
-    return " x ".join(str(length) for length in _shape(header) if length is not None)
 
 
 def _in_order(entries: Sequence[Entry]) -> list[Entry]:
@@ -243,7 +225,7 @@ def _parts(entries: Sequence[Entry], unit: str, size: int) -> Iterator[tuple[Ent
 def _slices(entry: Entry, reading: Reading) -> Iterator[Slice]:
     _check_masks(entry, reading)
     picture = _picture(entry)
-    pixels = _intensities(entry, _with_depth(picture.pixels), reading)
+    pixels = _intensities(entry, with_depth(picture.pixels), reading)
     masks = _masks(entry, picture, reading)
     present = np.array([mask is not None for mask in entry.masks])
     if reading.sorted_raters:
@@ -265,21 +247,7 @@ def _slices(entry: Entry, reading: Reading) -> Iterator[Slice]:
 
 def _picture(entry: Entry) -> Picture:
     """The image, its channels put together."""
-    pictures = [images.read(path) for path in entry.images]
-    first = pictures[0]
-    for path, other in zip(entry.images, pictures, strict=True):
-        if other.pixels.shape != first.pixels.shape:
-            raise DataError(f"{entry.where}: {path} has another shape than {entry.images[0]}")
-        _check_place(f"{entry.where}: {path}", first, other, str(entry.images[0]))
-    if len(pictures) == 1:
-        return first
-    pixels = np.concatenate([picture.pixels for picture in pictures])
-    return Picture(pixels, first.spacing, first.kind, first.grid)
-
-
-def _with_depth(pixels: np.ndarray) -> np.ndarray:
-    """[C, D, H, W]"""
-    return pixels if pixels.ndim == 4 else pixels[:, None]
+    return joined([*map(str, entry.images)], [*map(images.read, entry.images)], f"{entry.where}: ")
 
 
 def _intensities(entry: Entry, pixels: np.ndarray, reading: Reading) -> np.ndarray:
@@ -323,7 +291,8 @@ def _check_masks(entry: Entry, reading: Reading) -> None:
             raise DataError(f"{where} has {mask.channels} channels; a mask has one")
         if _volume(mask) != _volume(image):
             raise DataError(
-                f"{where} is {_size(mask)}, but {entry.images[0]} is {_size(image)}; a mask has the size of its image"
+                f"{where} is {size_of(mask)}, but {entry.images[0]} is {size_of(image)}; a mask has the size of its "
+                "image"
             )
 
 
@@ -337,7 +306,7 @@ def _volume(header: Header) -> tuple[int, int, int]:
 
 def _masks(entry: Entry, picture: Picture, reading: Reading) -> np.ndarray:
     """[R, D, H, W] bool, or uint8 labels; zeros where a rater is missing."""
-    shape = _with_depth(picture.pixels).shape[1:]
+    shape = with_depth(picture.pixels).shape[1:]
     masks = np.zeros((len(entry.masks), *shape), bool if reading.classes == 1 else np.uint8)
     for place, path in enumerate(entry.masks):
         if path is not None:
@@ -349,24 +318,8 @@ def _masks(entry: Entry, picture: Picture, reading: Reading) -> np.ndarray:
 def _mask_of(where: str, path: Path, picture: Picture, entry: Entry) -> np.ndarray:
     """[D, H, W], as the file has it, at the place of its image."""
     mask = images.read(path)
-    _check_place(where, picture, mask, str(entry.images[0]))
-    return _with_depth(mask.pixels)[0]
-
-
-def _check_place(where: str, image: Picture, other: Picture, name: str) -> None:
-    """That both lie at the same place in space, or neither says where it lies."""
-    if (image.grid is None) != (other.grid is None):
-        silent = name if image.grid is None else "it"
-        raise DataError(
-            f"{where} cannot be laid on {name}, as {silent} does not say where in space it lies; use files of one type"
-        )
-    if image.grid is None or other.grid is None:
-        return
-    depth, height, width = _with_depth(image.pixels).shape[1:]
-    corners = np.array([(z, y, x, 1) for z in (0, depth) for y in (0, height) for x in (0, width)]).T
-    apart = np.linalg.norm((image.grid - other.grid)[:3] @ corners, axis=0).max()
-    if apart > HALF_A_PIXEL * min(np.linalg.norm(image.grid[:3, :3], axis=0)):
-        raise DataError(f"{where} lies up to {apart:.3g} mm away from {name}, by what both files say")
+    check_place(where, picture, mask, str(entry.images[0]))
+    return with_depth(mask.pixels)[0]
 
 
 def _labels(where: str, mask: np.ndarray, classes: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from proseg.data.case import Slice
 from proseg.data.folds import Fold, check_folds, check_parts
-from proseg.data.manifest import MANIFEST, Description, Manifest, Skipped
+from proseg.data.manifest import MANIFEST, Description, Framing, Manifest, Skipped
 from proseg.data.reading import Track, in_order, silent
 from proseg.data.store import Store
 from proseg.data.writer import Writer, publish, room_for
@@ -59,6 +59,8 @@ class Source:
     """Their names where they are people; in the order of the annotations."""
     channels: tuple[str, ...] = ()
     """Names of the image's channels."""
+    framing: Framing | None = None
+    """How the images came to their size; None where they have it by nature."""
 
 
 def identity_of(files: Iterable[Path], **options: object) -> str:
@@ -212,4 +214,7 @@ def _note(source: Source, writer: Writer, parts: int, skipped: tuple[Skipped, ..
 
 
 def _origin(source: Source) -> dict[str, Any]:
-    return {"identity": source.identity, "rater_names": source.raters, "channel_names": source.channels}
+    return {
+        "identity": source.identity, "rater_names": source.raters, "channel_names": source.channels,
+        "framing": source.framing,
+    }  # fmt: skip

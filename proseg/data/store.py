@@ -17,7 +17,17 @@ import pyarrow as pa
 
 from proseg.data.case import Slice
 from proseg.data.folds import Fold
-from proseg.data.manifest import ARROW, FORMAT, MANIFEST, ArrowFile, Description, Manifest, read_manifest, schema
+from proseg.data.manifest import (
+    ARROW,
+    FORMAT,
+    MANIFEST,
+    ArrowFile,
+    Description,
+    Framing,
+    Manifest,
+    read_manifest,
+    schema,
+)
 from proseg.data.writer import Writer, add_to_digest, publish, room_for
 from proseg.errors import DataError
 
@@ -139,13 +149,15 @@ class Store:
 
 
 def write(
-    folder: Path, slices: Iterable[Slice], description: Description, folds: tuple[Fold, ...] | None = None
-) -> Store:
+    folder: Path, slices: Iterable[Slice], description: Description, folds: tuple[Fold, ...] | None = None, *,
+    framing: Framing | None = None,
+) -> Store:  # fmt: skip
     """Write a store, whole or not at all; what stood in its place must have been removed by the caller.
 
     Args:
         slices: in the order in which they shall lie in the file; read once, never held together in memory.
         folds: the partition that came with the data; None deals patients into four.
+        framing: how the images came to their size.
 
     Raises:
         DataError: no slice came, one of them cannot be or differs in shape or type, or there is no room.
@@ -160,7 +172,7 @@ def write(
                     writer.add([one])
                     if writer.full:
                         writer.cut()
-                writer.finish(folds)
+                writer.finish(folds, framing=framing)
             publish(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

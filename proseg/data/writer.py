@@ -110,7 +110,7 @@ class Writer:
         Args:
             folds: the partition that came with the data; None deals patients into four.
             skipped: what of the source is not in the store.
-            origin: further fields of the manifest: `identity`, `rater_names`, `channel_names`.
+            origin: further fields of the manifest: `identity`, `rater_names`, `channel_names`, `framing`.
 
         Raises:
             DataError: no slice came, the folds are no partition of the patients, or fewer than two raters drew.

@@ -35,6 +35,8 @@ KINDS = {348: Nifti1Header, 540: Nifti2Header}
 """By the size of the header, which is its first number."""
 MOST_OFFSET = 2**24
 """Bytes before the first pixel that are believed: extensions stand there."""
+SHEAR = 1e-4
+"""mm, for each mm of an axis: what axes may be oblique to each other and still be taken for upright."""
 MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 
 
@@ -101,9 +103,7 @@ def write_like(target: Path, maps: np.ndarray, like: Path, file: IO[bytes]) -> N
         like: the picture's file, which `file` has been opened from.
     """
     claim, start = _claim(like, _unpacked(like, file))
-    values = orientation.turned_back(maps, claim.sizes, claim.place)
-    # A slice has two axes, or a third of length 1: channels stand behind the third.
-    values = values[..., 0] if len(maps) == 1 else values if values.ndim == 4 else values[:, :, None]
+    values = _values(maps, claim.sizes, claim.place)
     header = _header(like, start)
     header.set_data_dtype(maps.dtype)
     header.set_slope_inter(None, None)
@@ -111,6 +111,32 @@ def write_like(target: Path, maps: np.ndarray, like: Path, file: IO[bytes]) -> N
     header["cal_min"] = header["cal_max"] = 0  # of the image's intensities
     kind = Nifti2Image if isinstance(header, Nifti2Header) else Nifti1Image
     save(kind(values, header.get_best_affine(), header), target)
+
+
+def write(target: Path, maps: np.ndarray, sizes: tuple[int, ...], place: np.ndarray) -> None:
+    """Maps of a picture in axes that no NIfTI file had before.
+
+    Args:
+        maps: [K, D, H, W] or [K, H, W] in the picture's axes; one map gets no fourth axis.
+        sizes: along the axes in space, two or three.
+        place: [4, 4], from a voxel of these axes to mm left, posterior, superior.
+    """
+    affine = orientation.TO_LPS @ place
+    image = Nifti1Image(_values(maps, sizes, place), affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, "scanner")
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    upright = np.allclose(affine[:3, :3].T @ affine[:3, :3], np.diag(spacing**2), rtol=0, atol=SHEAR * spacing.min())
+    # A quaternion cannot say that the axes are oblique to each other: programs that read only it must find none.
+    image.set_qform(affine if upright else None, "scanner" if upright else "unknown")
+    save(image, target)
+
+
+def _values(maps: np.ndarray, sizes: tuple[int, ...], place: np.ndarray) -> np.ndarray:
+    """[K, D, H, W] or [K, H, W] as a file has them."""
+    values = orientation.turned_back(maps, sizes, place)
+    # A slice has two axes, or a third of length 1: channels stand behind the third.
+    return values[..., 0] if len(maps) == 1 else values if values.ndim == 4 else values[:, :, None]
 
 
 def _unpacked(path: Path, file: IO[bytes]) -> IO[bytes]:

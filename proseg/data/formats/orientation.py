@@ -27,14 +27,17 @@ def picture(values: np.ndarray, place: np.ndarray | None, spacing: np.ndarray | 
         place: [4, 4], from (x, y, z, 1) to mm left, posterior, superior; None where it is not known.
         spacing: mm along the file's axes; None where it is not known.
     """
+    turn = None
     if place is not None and _is_turned(values.shape[:-1]):
-        values, place, spacing = _turned(values, place)
+        turn = io_orientation(place)
+        values, place, spacing = _turned(values, place, turn)
     pixels = values.transpose(*range(values.ndim)[::-1])
     return Picture(
         pixels,
         None if spacing is None else (*[float(mm) for mm in [1.0, *spacing[::-1]][-3:]],),  # type: ignore[arg-type]
         "slice" if pixels.ndim == 3 else "volume",
         None if place is None else place[:, [2, 1, 0, 3]],
+        turn,
     )
 
 
@@ -55,6 +58,24 @@ def turned_back(maps: np.ndarray, sizes: tuple[int, ...], place: np.ndarray | No
     return apply_orientation(values, ornt_transform(STRAIGHT, io_orientation(place)))
 
 
+def sizes_in_file(picture: Picture) -> tuple[int, ...]:
+    """Along the axes in space of the file that a picture came from, in its order."""
+    sizes = picture.pixels.shape[:0:-1]
+    return sizes if picture.turn is None else tuple(sizes[axis] for axis in picture.turn[:, 0].astype(int))
+
+
+def spans(picture: Picture, of_file: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    """Spans of voxels (first, last) along the file's axes in space, as those along (z, y, x) or (y, x) of its
+    picture."""
+    if picture.turn is None:
+        return of_file[::-1]
+    found = {}
+    for (axis, sign), (first, last) in zip(picture.turn.astype(int).tolist(), of_file, strict=True):
+        end = picture.pixels.shape[-1 - axis] - 1
+        found[axis] = (first, last) if sign > 0 else (end - last, end - first)
+    return found[2], found[1], found[0]
+
+
 def check(path: Path, place: np.ndarray | None, spacing: np.ndarray | None) -> None:
     """Raises DataError where they make no sense."""
     if place is not None and (not np.isfinite(place).all() or np.linalg.matrix_rank(place) < 4):
@@ -68,7 +89,8 @@ def _is_turned(sizes: tuple[int, ...]) -> bool:
     return len(sizes) == 3 and sizes[2] > 1
 
 
-def _turned(values: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    turn = io_orientation(place)
+def _turned(
+    values: np.ndarray, place: np.ndarray, turn: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     place = place @ inv_ornt_aff(turn, values.shape[:3])
     return apply_orientation(values, turn), place, np.linalg.norm(place[:3, :3], axis=0)

@@ -45,6 +45,9 @@ class Picture:
     kind: Kind
     grid: np.ndarray | None = None
     """[4, 4]: takes (z, y, x, 1) of a pixel to mm left, posterior, superior; None where the file does not say."""
+    turn: np.ndarray | None = None
+    """[3, 2], nibabel's orientation: for each axis of the file, which one of (x, y, z) it has become, and whether it
+    runs backwards (-1); None where the pixels lie as in the file."""
 
 
 def check_claim(path: Path, shape: Sequence[int], dtype: np.dtype) -> None:
