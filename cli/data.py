@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cli import render
+from cli.complete import offer, sources
 from cli.errors import INTERRUPTED, PLACES, user_errors
-from cli.options import Json, Size, Window, size, window
+from cli.options import DataName, Json, Size, Window, size, window
 
 if TYPE_CHECKING:
     from proseg.data.catalog import Prepared
@@ -32,7 +33,8 @@ data_app = typer.Typer(
 
 @data_app.command("prepare")
 def data_prepare(
-    source: Annotated[str, typer.Argument(help="What it is: lidc-dicom, lidc-pickle, npc or own.")],
+    source: Annotated[str, typer.Argument(help="What it is: lidc-dicom, lidc-pickle, npc or own.",
+                                          autocompletion=offer(sources))],
     path: Annotated[Path, typer.Option("--from", metavar="PATH", readable=False, help="Where it lies: a folder, or a "
                                                                                       "file.")],
     name: Annotated[str, typer.Option(help="What it will be called.")],
@@ -119,7 +121,7 @@ def _summary(store: "Store") -> list[str]:
 
 
 @data_app.command("check")
-def data_check(name: Annotated[str, typer.Argument(help="A data set or a folder.")], as_json: Json = False) -> None:
+def data_check(name: DataName, as_json: Json = False) -> None:
     """Read a data set from beginning to end and compare it with the fingerprint it was written with."""
     with user_errors():
         from orchestrator.workspace import workspace
@@ -149,7 +151,7 @@ def data_list(as_json: Json = False) -> None:
 
 @data_app.command("show")
 def data_show(
-    name: Annotated[str, typer.Argument(help="A data set or a folder.")],
+    name: DataName,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Where the report goes, a folder of the workspace without; a .png, .svg, "

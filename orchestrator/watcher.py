@@ -19,3 +19,6 @@ class Watcher(Protocol):
 
     def note(self, text: str) -> None:
         """Something a person should know."""
+
+    def tracking(self, text: str | None) -> None:
+        """How it stands with the tracking server, in a line; None where there is nothing to say."""
