@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from cli import render
 from cli.compare import compare
 from cli.complete import data_sets, offer, spaces, studies, trials
 from cli.data import data_app
+from cli.doctor import doctor
 from cli.errors import user_errors
 from cli.options import (
     Address,
@@ -39,8 +41,20 @@ if TYPE_CHECKING:
 
 Sampler = Literal["tpe", "gp", "random", "qmc", "grid"]  # of search_spaces.space, whose import would cost --help
 
+ORDER = ("launch", "resume", "stop", "status", "list", "explain", "best", "compare", "report", "predict", "ui", "sync",
+         "data", "doctor")  # fmt: skip
+
+
+class InOrder(TyperGroup):
+    """Lists the commands in the order of a study's life."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
 app = typer.Typer(
-    help="Search, compare and export ProSeg models of multi-rater medical image segmentation.",
+    cls=InOrder, help="Search, compare and export ProSeg models of multi-rater medical image segmentation.",
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
 app.add_typer(data_app, name="data")
@@ -48,6 +62,7 @@ app.command()(compare)
 app.command()(predict)
 app.command()(status)
 app.command("list")(list_studies)
+app.command()(doctor)
 
 
 def main() -> None:

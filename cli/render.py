@@ -42,6 +42,11 @@ def line(text: str) -> None:
     out.print(escape(text), soft_wrap=not out.is_terminal)
 
 
+def marked(mark: str, colour: str, text: str) -> None:
+    """A line that begins with a word in colour; what follows stands below what begins it."""
+    out.print(f"[{colour}]{mark:9}[/] {escape(text)}", soft_wrap=not out.is_terminal)
+
+
 def error(text: str) -> None:
     err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=not err.is_terminal)
 

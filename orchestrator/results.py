@@ -83,8 +83,9 @@ def read_trials(study: Study) -> list[Trial]:
 
 
 def _logged(event: dict[str, Any]) -> Trial:
-    lists = {name: tuple(event.get(name, ())) for name in ("retries", "over")}
-    return Trial(**{name: value for name, value in event.items() if name != "time"} | lists)
+    del event["time"]
+    event["retries"], event["over"] = tuple(event.get("retries", ())), tuple(event.get("over", ()))
+    return Trial(**event)
 
 
 def ranked(trials: Sequence[Trial], criterion: Criterion) -> list[Trial]:
