@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -451,18 +452,17 @@ def test_what_became_of_a_ray(code: int, said: str, part: str):
     assert part in services.started(code, said, 7.0).text
 
 
+@pytest.mark.slow
 def test_a_ray_that_does_not_start_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(services, "RAY_SECONDS", 3.0)
+    monkeypatch.setattr(services, "RAY_SECONDS", 10.0)
     note = tmp_path / "pid"
     code = "import pathlib, subprocess, time\nchild = subprocess.Popen(['sleep', '60'])\n"
     code += f"pathlib.Path({str(note)!r}).write_text(str(child.pid))\ntime.sleep(60)"
     monkeypatch.setattr(services, "START_RAY", code)
     found = services.start_ray()
-    assert (found.level, "did not start within 3 s" in found.text) == ("problem", True)
-    assert (
-        not Path(f"/proc/{(tmp_path / 'pid').read_text()}/cmdline").exists()
-        or not Path(f"/proc/{(tmp_path / 'pid').read_text()}/cmdline").read_bytes()
-    ), "nothing that it started is left"
+    assert (found.level, "did not start within 10 s" in found.text) == ("problem", True)
+    pid = int(note.read_text())
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.slow
@@ -541,7 +541,8 @@ def test_the_doctor_of_a_new_workspace_finds_no_problem_and_writes_nothing(quick
     assert (result.exit_code, found["well"]) == (0, True)
     checks = {finding["check"] for finding in found["findings"]}
     assert checks >= {"python", "packages", "torch", "GPUs", "cores", "memory", "shared memory", "workspace",
-                      "open files", "file system", "Ray's folder", "Ray", "Ray's cluster", "MLflow", "port", "data"}  # fmt: skip
+                      "open files", "file system", "Ray's folder", "Ray", "Ray's cluster", "MLflow", "port",
+                      "data"}  # fmt: skip
     assert not quick.exists()
 
 
@@ -575,6 +576,7 @@ def test_findings_say_what_they_are():
     assert (warning("a", "b", "c").level, problem("a", "b", "c").fix) == ("warning", "c")
 
 
+@pytest.mark.slow
 def test_the_doctor_asks_torch_here():
     found = gpus.ask_torch()
     assert (found.error, found.version != "") == ("", True)
