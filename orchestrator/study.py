@@ -330,7 +330,7 @@ def _state_record(study: Study) -> dict[str, Any]:
     path = study.folder / STATE
     try:
         record = json.loads(path.read_text())
-        return record | {name: record[name] for name in ("state", "pid", "time")}
+        return {"time": study.created} | record | {name: record[name] for name in ("state", "pid")}
     except FileNotFoundError:
         return {"state": "interrupted", "pid": 0, "time": study.created}
     except (ValueError, TypeError, KeyError):
