@@ -71,7 +71,7 @@ def ask(address: str, authorization: str | None = None) -> Answer:
         with error:
             return Answer(error.code, date=_date(error.headers))
     except urllib.error.URLError as error:
-        return Answer(error=str(error.reason))
+        return Answer(error=(isinstance(error.reason, OSError) and error.reason.strerror) or str(error.reason))
     except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: no address at all
         return Answer(error=str(error) or type(error).__name__)
 
