@@ -34,7 +34,9 @@ from cli.options import (
     trial_number,
 )
 from cli.predict import predict
+from cli.report import report
 from cli.status import list_studies, status
+from cli.sync import sync
 
 if TYPE_CHECKING:
     from orchestrator.study import Study
@@ -63,6 +65,8 @@ app.command()(predict)
 app.command()(status)
 app.command("list")(list_studies)
 app.command()(doctor)
+app.command()(report)
+app.command()(sync)
 
 
 def main() -> None:

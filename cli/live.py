@@ -72,8 +72,8 @@ class Watch:
         self._say(f"note: {text}")
 
     def tracking(self, text: str | None) -> None:
-        if text != self._tracking:
-            self._say(text or "tracking: all is sent")
+        if text is not None and self._tracking is None:  # once: how many points wait changes all the time
+            self._say(text)
         self._tracking = text
 
     def stage(self, text: str) -> None:

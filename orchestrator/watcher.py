@@ -21,4 +21,4 @@ class Watcher(Protocol):
         """Something a person should know."""
 
     def tracking(self, text: str | None) -> None:
-        """How it stands with the tracking server, in a line; None where there is nothing to say."""
+        """MLflow has not got what there is, and why; None: it has. Called from a thread of its own."""
