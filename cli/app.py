@@ -10,7 +10,7 @@ import time
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -253,25 +253,45 @@ def best(
     study: StudyName = None,
     export: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the model into this folder.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an export that stands there.")] = False,
+    pt2: Annotated[bool, typer.Option("--pt2", help="Export the model also as a graph of torch.export.")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Export the model also as an ONNX graph.")] = False,
+    champion: Annotated[
+        bool, typer.Option("--champion", help="Make it the champion of its space in MLflow's registry.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show the best configuration of a study; export its model."""
+    graphs = [name for name, asked in (("pt2", pt2), ("onnx", onnx)) if asked]
     with user_errors():
         from orchestrator import export as exporting
-        from orchestrator.study import find_study
+        from orchestrator.study import StudyError, find_study
         from orchestrator.workspace import workspace
 
         found = find_study(workspace(), study)
+        if graphs and export is None:
+            raise StudyError(f"--{graphs[0]} goes with --export DIR")
         record = exporting.best_record(found)
         if export is not None:
-            exporting.export(found, export, force=force)
+            exporting.export(found, export, force=force, graphs=graphs)
             record["export"] = str(export.resolve())
+        if champion:
+            _promote(found, record)
         if as_json:
             render.json(record)
         elif export is not None:
             render.exported(record)
         else:
             render.best(found, record)
+        if champion and not as_json:
+            render.line(f"champion: {record['registered']['uri']}, version {record['registered']['version']}")
+
+
+def _promote(study: "Study", record: dict[str, Any]) -> None:
+    from orchestrator.registry import promote
+    from orchestrator.workspace import workspace
+
+    registered = promote(study, workspace())
+    record["registered"] = {"name": registered.name, "version": registered.version, "uri": registered.uri}
 
 
 @app.command()

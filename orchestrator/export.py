@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from proseg.records import (
     CONFIG,
     DATA,
     ENVIRONMENT,
+    GRAPHS,
     METRICS,
     WEIGHTS,
     whole_folder,
@@ -29,7 +31,7 @@ from proseg.records import (
 )
 
 RECORD = "export.json"
-OURS = {WEIGHTS, CONFIG, DATA, METRICS, ENVIRONMENT, CARD, CASES}
+OURS = {WEIGHTS, CONFIG, DATA, METRICS, ENVIRONMENT, CARD, CASES, *GRAPHS.values()}
 
 
 def winner(study: Study) -> Trial:
@@ -77,14 +79,21 @@ def exported_to(study: Study) -> str | None:
     return folder if folder and (Path(folder) / WEIGHTS).exists() else None
 
 
-def export(study: Study, folder: Path, *, force: bool = False) -> None:
+def export(
+    study: Study, folder: Path, *, force: bool = False, graphs: Sequence[str] = (), remember: bool = True
+) -> None:
     """Write the export folder, whole or not at all.
 
     The weights are those of the final stage on the fold that was searched on, whose test patients played no part in
     the search; without a final stage, those of the best trial.
 
+    Args:
+        graphs: formats of `proseg.graph` to write beside the weights.
+        remember: note in the study where the export lies.
+
     Raises:
         StudyError: there is nothing to export, or the folder exists.
+        GraphError: the model cannot be written in one of the formats.
     """
     trial = winner(study)
     folder = folder.resolve()
@@ -96,9 +105,12 @@ def export(study: Study, folder: Path, *, force: bool = False) -> None:
     try:
         with whole_folder(folder) as partial:
             _write(study, trial, source, partial, retrained)
+            if graphs:
+                _write_graphs(partial, graphs)
     except OSError as error:
         raise StudyError(f"--export {folder} cannot be written: {error.strerror or error}") from None
-    write_atomically(study.folder / RECORD, json.dumps({"folder": str(folder)}).encode())
+    if remember:
+        write_atomically(study.folder / RECORD, json.dumps({"folder": str(folder)}).encode())
 
 
 def _check_target(folder: Path, force: bool) -> None:
@@ -131,6 +143,16 @@ def _write(study: Study, trial: Trial, source: Path, folder: Path, retrained: bo
                           (ENVIRONMENT, study.environment)):  # fmt: skip
         (folder / name).write_text(json.dumps(content, indent=1) + "\n")
     (folder / CARD).write_text(_card(study, trial, checkpoint.config, data, results, retrained))
+
+
+def _write_graphs(folder: Path, formats: Sequence[str]) -> None:
+    from proseg.exported import load
+    from proseg.graph import described, write
+
+    model = load(folder)
+    write(model, folder, formats)
+    with open(folder / CARD, "a") as card:
+        card.write(described(model, formats))
 
 
 def _card(
