@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from cli import render
 from cli.best import best
 from cli.compare import compare
+from cli.complete import data_sets, offer, spaces, studies, trials
 from cli.data import data_app
+from cli.doctor import doctor
 from cli.errors import user_errors
 from cli.options import (
     Address,
@@ -33,6 +36,7 @@ from cli.options import (
 )
 from cli.predict import predict
 from cli.report import report
+from cli.status import list_studies, status
 from cli.sync import sync
 
 if TYPE_CHECKING:
@@ -40,14 +44,29 @@ if TYPE_CHECKING:
 
 Sampler = Literal["tpe", "gp", "random", "qmc", "grid"]  # of search_spaces.space, whose import would cost --help
 
+ORDER = ("launch", "resume", "stop", "status", "list", "explain", "best", "compare", "report", "predict", "ui", "sync",
+         "data", "doctor")  # fmt: skip
+
+
+class InOrder(TyperGroup):
+    """Lists the commands in the order of a study's life."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
 app = typer.Typer(
-    help="Search, compare and export ProSeg models of multi-rater medical image segmentation.",
+    cls=InOrder, help="Search, compare and export ProSeg models of multi-rater medical image segmentation.",
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
 app.add_typer(data_app, name="data")
 app.command()(best)
 app.command()(compare)
 app.command()(predict)
+app.command()(status)
+app.command("list")(list_studies)
+app.command()(doctor)
 app.command()(report)
 app.command()(sync)
 
@@ -57,26 +76,37 @@ def main() -> None:
     # Foreign libraries' deprecation notes are for their developers, not for who runs a study.
     warnings.simplefilter("ignore")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    app()
+    app(prog_name="proseg-tune")  # also of `python -m cli`: the shell completes commands of this name
 
 
 @app.command()
 def launch(
-    space: Annotated[str, typer.Argument(help="A search space: demo, lidc, npc, or the path of a .toml file.")],
+    space: Annotated[
+        str,
+        typer.Argument(
+            help="A search space: demo, lidc, npc, or the path of a .toml file.", autocompletion=offer(spaces)
+        ),
+    ],
     study: Annotated[str | None, typer.Option(help="Name of the study; a readable one is made up.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Configurations to try.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of a trial that is not stopped early.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="DDP ranks of each training.")] = 1,
     gpu_share: GpuShare = None,
     concurrent: Concurrent = None,
-    data: Annotated[str | None, typer.Option(help="Search on this data set or folder instead.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Search on this data set or folder instead.", autocompletion=offer(data_sets)),
+    ] = None,
     max_time: MaxTime = None,
     budget: Budget = None,
     sampler: Annotated[
         Sampler | None, typer.Option(help="How configurations are proposed, instead of the space's own way.")
     ] = None,
     start_from: Annotated[
-        str | None, typer.Option("--from", metavar="STUDY", help="Try the best of an earlier study first.")
+        str | None,
+        typer.Option(
+            "--from", metavar="STUDY", help="Try the best of an earlier study first.", autocompletion=offer(studies)
+        ),
     ] = None,
     confirm: Annotated[
         int | None, typer.Option(min=0, help="Retrain and compare so many of the best; 0 turns it off.")
@@ -129,9 +159,10 @@ def launch(
 
 
 def _run(study: "Study", home: Path, *, address: str | None, verbose: bool, as_json: bool) -> None:
+    from cli.live import watching
     from orchestrator.launch import left_out, run
 
-    with render.watching(study, quiet=as_json) as watcher:
+    with watching(study, quiet=as_json) as watcher:
         for text in left_out(study.finals):
             watcher.note(text)
         # Ray's log goes to standard output, which belongs to the JSON.
@@ -174,7 +205,7 @@ def resume(
 
 
 @app.command()
-def stop(study: StudyName = None) -> None:
+def stop(study: StudyName = None, as_json: Json = False) -> None:
     """Stop a running study when the epochs under way are finished; `resume` goes on with it."""
     with user_errors():
         from orchestrator.control import request_stop
@@ -185,12 +216,18 @@ def stop(study: StudyName = None) -> None:
         if read_state(found) != "running":
             raise StudyError(f"study {found.name} is not running: it is {read_state(found)}")
         request_stop(found.folder)
-        render.line(f"study {found.name} stops when the epochs under way are finished")
+        if as_json:
+            render.json({"study": found.name, "stop": "requested"})
+        else:
+            render.line(f"study {found.name} stops when the epochs under way are finished")
 
 
 @app.command()
 def explain(
-    trial: Annotated[int, typer.Argument(parser=trial_number, metavar="TRIAL", help="As in t003.")],
+    trial: Annotated[
+        int,
+        typer.Argument(parser=trial_number, metavar="TRIAL", help="As in t003.", autocompletion=offer(trials)),
+    ],
     study: StudyName = None,
     as_json: Json = False,
 ) -> None:
@@ -211,18 +248,6 @@ def _show_outcome(study: "Study", as_json: bool) -> None:
         render.json(best_record(study))
     else:
         render.outcome(study)
-
-
-@app.command()
-def status(study: StudyName = None, as_json: Json = False) -> None:
-    """Show how far a study is, and its trials."""
-    with user_errors():
-        from orchestrator.results import read_results, read_trials
-        from orchestrator.study import find_study, read_state
-        from orchestrator.workspace import workspace
-
-        found = find_study(workspace(), study)
-        render.status(found, read_state(found), read_trials(found), read_results(found), as_json=as_json)
 
 
 @app.command()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import render
+from cli.complete import data_sets, offer, studies
 from cli.errors import user_errors
 from cli.options import Json
 
@@ -18,9 +19,13 @@ WHAT = "A study's name, or the folder of a study or of an exported model."
 
 
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help=WHAT)],
-    b: Annotated[str, typer.Argument(metavar="B", help="What it is compared with: as A.")],
-    data: Annotated[str | None, typer.Option(metavar="NAME", help="Only on this data set.")] = None,
+    a: Annotated[str, typer.Argument(metavar="A", help=WHAT, autocompletion=offer(studies))],
+    b: Annotated[
+        str, typer.Argument(metavar="B", help="What it is compared with: as A.", autocompletion=offer(studies))
+    ],
+    data: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only on this data set.", autocompletion=offer(data_sets))
+    ] = None,
     fold: Annotated[int | None, typer.Option(min=0, help="Only on the test cases of this fold.")] = None,
     markdown: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the tables into this new file, for a report.")

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cli import render
+from cli.complete import offer, sources
 from cli.errors import INTERRUPTED, PLACES, user_errors
-from cli.options import Json, Size, Window, size, window
+from cli.options import DataName, Json, Size, Window, size, window
 
 if TYPE_CHECKING:
     from proseg.data.catalog import Prepared
@@ -32,7 +33,8 @@ data_app = typer.Typer(
 
 @data_app.command("prepare")
 def data_prepare(
-    source: Annotated[str, typer.Argument(help="What it is: lidc-dicom, lidc-pickle, npc or own.")],
+    source: Annotated[str, typer.Argument(help="What it is: lidc-dicom, lidc-pickle, npc or own.",
+                                          autocompletion=offer(sources))],
     path: Annotated[Path, typer.Option("--from", metavar="PATH", readable=False, help="Where it lies: a folder, or a "
                                                                                       "file.")],
     name: Annotated[str, typer.Option(help="What it will be called.")],
@@ -119,7 +121,7 @@ def _summary(store: "Store") -> list[str]:
 
 
 @data_app.command("check")
-def data_check(name: Annotated[str, typer.Argument(help="A data set or a folder.")], as_json: Json = False) -> None:
+def data_check(name: DataName, as_json: Json = False) -> None:
     """Read a data set from beginning to end and compare it with the fingerprint it was written with."""
     with user_errors():
         from orchestrator.workspace import workspace
@@ -149,7 +151,7 @@ def data_list(as_json: Json = False) -> None:
 
 @data_app.command("show")
 def data_show(
-    name: Annotated[str, typer.Argument(help="A data set or a folder.")],
+    name: DataName,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Where the report goes, a folder of the workspace without; a .png, .svg, "
@@ -157,6 +159,7 @@ def data_show(
     ] = None,
     count: Annotated[int, typer.Option(min=1, max=200, help="Slices shown, in a picture alone.")] = 24,
     force: Annotated[bool, typer.Option("--force", help="Replace what this command wrote there.")] = False,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """Report on a data set: samples with their raters' outlines, how far the raters agree, what is suspicious."""
     with user_errors():
@@ -167,16 +170,16 @@ def data_show(
         picture = out is not None and out.suffix.lower() in PICTURES and not out.is_dir()
         if out is not None:
             _check_place(out, picture=picture, force=force)
-        store = open_data(name, home, jobs=os.cpu_count() or 1, track=render.track())
+        store = open_data(name, home, jobs=os.cpu_count() or 1, track=render.track(quiet=as_json))
         store.verify()
         if out is None:
-            _tell_report(store, home)
+            _tell_report(store, home, as_json=as_json)
             return
         with _writing(out):
             if picture:
-                _draw_samples(store, out, count)
+                _draw_samples(store, out, count, as_json=as_json)
             else:
-                _write_report(store, out)
+                _write_report(store, out, as_json=as_json)
 
 
 def _check_place(out: Path, *, picture: bool, force: bool) -> None:
@@ -205,7 +208,7 @@ def _writing(out: Path) -> Iterator[None]:
         raise DataError(f"--out {out} cannot be written: {error.strerror}") from None
 
 
-def _draw_samples(store: "Store", out: Path, count: int) -> None:
+def _draw_samples(store: "Store", out: Path, count: int, *, as_json: bool) -> None:
     from proseg.figures import contact_sheet
     from proseg.records import write_atomically
 
@@ -213,27 +216,36 @@ def _draw_samples(store: "Store", out: Path, count: int) -> None:
     contact_sheet(store, count).savefig(picture, format=out.suffix[1:].lower())
     write_atomically(out, picture.getvalue())
     m = store.manifest
+    if as_json:
+        render.json({"name": m.name, "label": m.label, "picture": str(out)})
+        return
     render.line(f"{m.name}: {m.label}. {m.slices} slices of {m.patients} patients, {m.raters} raters -> {out}")
 
 
-def _tell_report(store: "Store", home: Path) -> None:
+def _tell_report(store: "Store", home: Path, *, as_json: bool) -> None:
     """The report that studies on these data log as well."""
     from proseg.data.quality import kept, measure
 
-    _tell_quality(measure(store), kept(store, home) / "report.md")
+    _tell_quality(measure(store), kept(store, home) / "report.md", as_json=as_json)
 
 
-def _write_report(store: "Store", out: Path) -> None:
+def _write_report(store: "Store", out: Path, *, as_json: bool) -> None:
     from proseg.data.quality import measure
     from proseg.data.quality_page import write_page
 
     quality = measure(store)
-    _tell_quality(quality, write_page(quality, store, out))
+    _tell_quality(quality, write_page(quality, store, out), as_json=as_json)
 
 
-def _tell_quality(quality: "Quality", report: Path) -> None:
+def _tell_quality(quality: "Quality", report: Path, *, as_json: bool) -> None:
     from proseg.data.quality import highlights
 
+    if as_json:
+        m, own = quality.manifest, quality.distances[-1]
+        render.json({"name": m.name, "label": m.label, "report": str(report), "cases": own.cases, "d_aa": own.d_aa,
+                     "between_raters": own.between,
+                     "suspicions": [one.summary for one in quality.suspicions]})  # fmt: skip
+        return
     for text in highlights(quality):
         render.line(text)
     render.line(f"-> {report}")
@@ -245,6 +257,7 @@ def data_standin(
     subjects: Annotated[str, typer.Option(help="Volumes for training, validation, test.")] = "80,20,20",
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the files go; `launch npc` looks in the "
                                                                      "workspace.")] = None,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """Write synthetic volumes in the layout of a data set that cannot be had; they say so everywhere."""
     with user_errors():
@@ -260,6 +273,11 @@ def data_standin(
             raise DataError(f"--subjects {subjects!r} must be three numbers, as in 80,20,20")
         parts = (int(counts[1]), int(counts[2]), int(counts[3]))
         folder = out or npc_folder(workspace())
-        written = list(render.track()(npc_standin.write(folder, parts), sum(parts), "Writing the NPC stand-in"))
+        written = list(
+            render.track(quiet=as_json)(npc_standin.write(folder, parts), sum(parts), "Writing the NPC stand-in")
+        )
+        if as_json:
+            render.json({"name": name, "label": npc.STANDIN_LABEL, "folder": str(folder), "written": len(written)})
+            return
         state = f"{len(written)} volumes written to" if written else "already complete in"
         render.line(f"{npc.STANDIN_LABEL}: {state} {folder}")

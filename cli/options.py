@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from cli.complete import data_sets, offer, studies
+
 
 def duration(text: str) -> float:
     """Seconds of "90s", "30m", "8h" or "2d"."""
@@ -122,4 +124,7 @@ Address = Annotated[
     str | None,
     typer.Option(envvar="RAY_ADDRESS", metavar="ADDRESS", help="Join this Ray cluster: auto, or its head's host:port."),
 ]
-StudyName = Annotated[str | None, typer.Argument(help="Name of a study; the latest without one.")]
+StudyName = Annotated[
+    str | None, typer.Argument(help="Name of a study; the latest without one.", autocompletion=offer(studies))
+]
+DataName = Annotated[str, typer.Argument(help="A data set or a folder.", autocompletion=offer(data_sets))]

@@ -1,30 +1,30 @@
-"""What a person sees: errors, tables, the display of a running study. The one place that prints."""
+"""What a person sees: errors, tables, answers; the display of a running study is `cli.live`. Nothing else prints."""
 
 import json as json_module
-import time
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from orchestrator.overview import Overview, Unreadable
     from orchestrator.quote import Quote
     from orchestrator.results import FoldResult, Trial
     from orchestrator.study import Study
     from proseg.data.catalog import Listing, Track
 
 T = TypeVar("T")
-LEADERS = 5
 WIDTH_OF_A_PIPE = 200
-REFRESHES_PER_SECOND = 2
 STATES = ("running", "complete", "stopped early", "failed", "interrupted")
-COLOURS = {"running": "cyan", "complete": "green", "stopped early": "yellow", "failed": "red", "interrupted": "red"}
+COLOURS = {"running": "cyan", "complete": "green", "finished": "green", "stopped early": "yellow", "failed": "red",
+           "interrupted": "red"}  # fmt: skip
 
 
 def _console(*, stderr: bool) -> Console:
@@ -42,12 +42,31 @@ def line(text: str) -> None:
     out.print(escape(text), soft_wrap=not out.is_terminal)
 
 
+def marked(mark: str, colour: str, text: str) -> None:
+    """A line that begins with a word in colour; what follows stands below what begins it."""
+    out.print(f"[{colour}]{mark:9}[/] {escape(text)}", soft_wrap=not out.is_terminal)
+
+
 def error(text: str) -> None:
     err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=not err.is_terminal)
 
 
 def json(record: object) -> None:
-    print(json_module.dumps(record, indent=1))
+    print(json_module.dumps(_without_nan(record), indent=1, allow_nan=False))
+
+
+def json_line(record: object) -> None:
+    """One record a line, at once: who reads a pipe waits for it."""
+    print(json_module.dumps(_without_nan(record), allow_nan=False), flush=True)
+
+
+def _without_nan(record: Any) -> Any:
+    """JSON has no NaN and no infinity: such a number is null."""
+    if isinstance(record, dict):
+        return {key: _without_nan(value) for key, value in record.items()}
+    if isinstance(record, list | tuple):
+        return [_without_nan(value) for value in record]
+    return None if isinstance(record, float) and not math.isfinite(record) else record
 
 
 def span(seconds: float) -> str:
@@ -75,105 +94,6 @@ def _bar(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as progress:
         yield from progress.track(items, total=total, description=what)
-
-
-# --- a running study --------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def watching(study: "Study", *, quiet: bool) -> Iterator["Watch"]:
-    """The display of a study: live on a terminal, plain lines in a pipe, on standard error with `quiet`."""
-    console = err if quiet else out
-    watch = Watch(study, console)
-    if not console.is_terminal:
-        yield watch
-        return
-    with Live(get_renderable=watch.picture, console=console, refresh_per_second=REFRESHES_PER_SECOND):
-        watch.live = True
-        yield watch
-
-
-class Watch:
-    """Hears what happens in a study (orchestrator.search.Watcher) and shows it."""
-
-    def __init__(self, study: "Study", console: Console):
-        from orchestrator.results import read_trials
-
-        self._study, self._console = study, console
-        self._trials: dict[int, Trial] = {trial.number: trial for trial in read_trials(study)}
-        self._before = sum(trial.state not in ("running", "interrupted") for trial in self._trials.values())
-        self._trainings: dict[str, tuple[int, int]] = {}
-        self._stage, self._began = "starting", time.monotonic()
-        self._notes: list[str] = []
-        self.live = False
-        self._say(f"study {study.name}: {study.trials} trials of {study.base.epochs} epochs on {study.data.name} "
-                  f"({study.data.label}), {study.resources.concurrent} at a time")  # fmt: skip
-        if study.quote is not None:
-            self._say(f"expected: {cost(study.quote)}")
-
-    def note(self, text: str) -> None:
-        self._notes.append(text)
-        self._say(f"note: {text}")
-
-    def tracking(self, text: str | None) -> None:
-        self._tracking = text
-
-    def stage(self, text: str) -> None:
-        self._stage = text
-        self._say(f"{text}: begun")
-
-    def trial(self, trial: "Trial") -> None:
-        before = self._trials.get(trial.number)
-        self._trials[trial.number] = trial
-        if trial.state == "running":
-            if trial.epoch and (before is None or before.epoch != trial.epoch):
-                self._say(f"{trial.name} epoch {trial.epoch}/{self._study.base.epochs} {self._score(trial)}")
-            return
-        self._say(f"{trial.name} {trial.state} after {trial.epoch} epochs {self._score(trial)} {trial.reason}".rstrip())
-
-    def training(self, name: str, epoch: int, epochs: int) -> None:
-        if self._trainings.get(name) != (epoch, epochs):
-            self._trainings[name] = (epoch, epochs)
-            self._say(f"{name} epoch {epoch}/{epochs}")
-
-    def picture(self) -> Group:
-        """The whole display, drawn anew at every refresh."""
-        parts: list[Any] = [self._headline()]
-        if self._study.quote is not None:
-            parts.append(Text(f"expected: {cost(self._study.quote)}", style="dim"))
-        if self._trials:
-            parts.append(_trial_table(self._study, self._leaders()))
-        parts += [Text(f"{name}: epoch {epoch}/{epochs}") for name, (epoch, epochs) in list(self._trainings.items())
-                  if epoch < epochs]  # fmt: skip
-        parts += [Text(f"note: {note}", style="dim") for note in list(self._notes)]
-        return Group(*parts)
-
-    def _headline(self) -> Text:
-        states = [trial.state for trial in list(self._trials.values())]  # the study goes on while this is drawn
-        counts = {state: states.count(state) for state in STATES}
-        words = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-        ended = sum(count for state, count in counts.items() if state not in ("running", "interrupted"))
-        elapsed = time.monotonic() - self._began
-        left = ""
-        if self._stage == "search" and ended > self._before:
-            each = elapsed / (ended - self._before)
-            left = f", about {span(each * (self._study.trials - ended))} of search left"
-        return Text(f"{self._study.name} · {self._stage} · {ended}/{self._study.trials} trials"
-                    f"{f' ({words})' if words else ''} · {span(elapsed)}{left}", style="bold")  # fmt: skip
-
-    def _leaders(self) -> list["Trial"]:
-        from orchestrator.results import ranked
-
-        trials = list(self._trials.values())
-        unscored = [trial for trial in trials if trial.objective is None and trial.state == "running"]
-        return [*ranked(trials, self._study.criterion)[:LEADERS], *unscored]
-
-    def _score(self, trial: "Trial") -> str:
-        return "" if trial.objective is None else f"best {self._study.criterion.metric} {trial.objective:.4f}"
-
-    def _say(self, text: str) -> None:
-        if not self._console.is_terminal:
-            self._console.print(escape(text), soft_wrap=True)
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
@@ -286,7 +206,7 @@ def outcome(study: "Study") -> None:
     from orchestrator.results import read_results, read_trials
 
     trials, results = read_trials(study), read_results(study)
-    out.print(_trial_table(study, trials, title=f"Trials of {study.name}"))
+    out.print(trial_table(study, trials, title=f"Trials of {study.name}"))
     trial = winner(study)
     line(f"best: {trial.name} with {study.criterion.metric} {trial.objective:.4f} on validation patients")
     _show_confirmation(study)
@@ -355,7 +275,7 @@ def status(
     line(f"{spent:.3g}{limit} {study.resources.unit} spent on trials{again}; "
          f"{used(study.folder) / 2**20:.1f} MB in {study.folder}")  # fmt: skip
     if trials:
-        out.print(_trial_table(study, trials))
+        out.print(trial_table(study, trials))
     _show_confirmation(study)
     if results:
         _final_table(study, results)
@@ -383,7 +303,7 @@ def grid(heads: Sequence[str], rows: Iterable[Sequence[str]], *, words: Sequence
     out.print(table)
 
 
-def _trial_table(study: "Study", trials: Sequence["Trial"], title: str | None = None) -> Table:
+def trial_table(study: "Study", trials: Sequence["Trial"], title: str | None = None) -> Table:
     from orchestrator.tables import settings
 
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
@@ -416,3 +336,35 @@ def _final_table(study: "Study", results: Sequence["FoldResult"]) -> None:
     out.print(table)
     for note in notes(study, results):
         line(f"  {note}")
+
+
+def studies(found: Sequence["Overview"], unreadable: Sequence["Unreadable"], home: "Path", *, as_json: bool) -> None:
+    """All studies of a workspace, newest first."""
+    from dataclasses import asdict
+
+    if as_json:
+        json({"workspace": str(home), "studies": [asdict(one) for one in found],
+              "unreadable": [asdict(one) for one in unreadable]})  # fmt: skip
+        return
+    if found:
+        out.print(_studies_table(found))
+    for name, label in {one.data: one.label for one in found}.items():
+        line(f"  {name}: {label}")
+    for folder in unreadable:
+        line(f"  {folder.name} cannot be read: {folder.why}")
+    if not found:
+        line(f"there is no study in {home} yet: `proseg-tune launch demo` makes one")
+
+
+def _studies_table(found: Sequence["Overview"]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for head in ("study", "space", "data", "state", "trials", "best (validation)", "begun", "took", "disk"):
+        numeric = head in ("trials", "took", "disk")
+        table.add_column(head, overflow="fold", no_wrap=head == "study", justify="right" if numeric else "left")
+    for one in found:
+        best = "" if one.best is None else f"{one.metric} {one.best:.4f} (t{one.trial:03d})"
+        begun = datetime.fromtimestamp(one.begun).strftime("%Y-%m-%d %H:%M")
+        table.add_row(escape(one.name), escape(one.space), escape(one.data), f"[{COLOURS[one.state]}]{one.state}[/]",
+                      f"{one.ended}/{one.planned}", best, begun, span(one.seconds),
+                      f"{one.bytes / 2**20:.0f} MB")  # fmt: skip
+    return table

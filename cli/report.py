@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cli import render
+from cli.complete import offer, studies
 from cli.errors import user_errors
 from cli.options import Json, StudyName
 
@@ -17,7 +18,12 @@ def report(
         Path | None, typer.Option(metavar="DIR", help="Write it into this folder instead of the study's own.")
     ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="OTHER", help="Compare it with another study, or an exported model's folder.")
+        str | None,
+        typer.Option(
+            metavar="OTHER",
+            help="Compare it with another study, or an exported model's folder.",
+            autocompletion=offer(studies),
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from orchestrator.results import Trial, front, ranked
 from orchestrator.rivals import Score, Verdict, compare, from_json, inner_folds, to_json
-from orchestrator.study import Study, StudyFailed, read_study
+from orchestrator.study import Study, StudyError, StudyFailed, read_study
 from orchestrator.tracking import Tracker
 from orchestrator.trainings import RESULT, Training, run_trainings
 from orchestrator.watcher import Watcher
@@ -31,9 +31,12 @@ def candidates(study: Study, trials: Sequence[Trial]) -> list[Trial]:
 
 
 def read_verdict(study: Study) -> Verdict | None:
-    """What the comparison came to, if there was one."""
+    """What the comparison came to, if there was one; raises StudyError where its record is damaged."""
     path = study.folder / VERDICT
-    return from_json(json.loads(path.read_text())) if path.exists() else None
+    try:
+        return from_json(json.loads(path.read_text())) if path.exists() else None
+    except (ValueError, TypeError, KeyError) as error:
+        raise StudyError(f"{path} is damaged or of another version: {error}") from None
 
 
 def run_confirm(

@@ -69,13 +69,23 @@ class TrialLog:
 
 
 def read_trials(study: Study) -> list[Trial]:
-    """The trials as they stand, by number."""
-    latest: dict[int, Trial] = {}
-    for event in read_lines(study.folder / LOG):
-        del event["time"]
-        event["retries"], event["over"] = tuple(event.get("retries", ())), tuple(event.get("over", ()))
-        latest[event["number"]] = Trial(**event)
+    """The trials as they stand, by number.
+
+    Raises:
+        StudyError: the log is damaged, or of another version.
+    """
+    path = study.folder / LOG
+    try:
+        latest = {event["number"]: _logged(event) for event in read_lines(path)}
+    except (ValueError, TypeError, KeyError) as error:
+        raise StudyError(f"{path} is damaged or of another version: {error}") from None
     return [_with_progress(study, latest[number]) for number in sorted(latest)]
+
+
+def _logged(event: dict[str, Any]) -> Trial:
+    del event["time"]
+    event["retries"], event["over"] = tuple(event.get("retries", ())), tuple(event.get("over", ()))
+    return Trial(**event)
 
 
 def ranked(trials: Sequence[Trial], criterion: Criterion) -> list[Trial]:

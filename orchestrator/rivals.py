@@ -13,7 +13,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from orchestrator.study import StudyError
 from proseg.data.folds import Fold
@@ -214,6 +213,8 @@ def _margin(units: Sequence[float], confidence: float) -> float:
     """Half the width of Student's interval of the mean."""
     if len(units) < 2:
         return inf
+    from scipy import stats  # takes longer than all that `status` does
+
     return float(stats.t.ppf((1 + confidence) / 2, len(units) - 1)) * stdev(units) / sqrt(len(units))
 
 
@@ -221,6 +222,8 @@ def _p(units: Sequence[float]) -> float:
     """That the mean is so far from 0 if each unit could as well have had the other sign."""
     if len(units) < 2:
         return 1.0
+    from scipy import stats
+
     result = stats.permutation_test(
         (np.array(units),), np.mean, permutation_type="samples", n_resamples=RESAMPLES, rng=np.random.default_rng(0)
     )

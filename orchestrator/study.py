@@ -28,7 +28,7 @@ from proseg.recipes import RECIPES
 from proseg.records import Criterion, write_atomically
 from search_spaces.space import FinalStage, SearchSpace, SpaceError
 
-MANIFEST = "study.json"
+MANIFEST, STATE = "study.json", "state.json"
 State = Literal["running", "finished", "interrupted", "failed"]
 
 
@@ -309,17 +309,32 @@ def alone(study: Study) -> Iterator[None]:
 
 def write_state(study: Study, state: State, reason: str = "") -> None:
     record = {"state": state, "reason": reason, "time": time.time(), "pid": os.getpid(), "host": platform.node()}
-    write_atomically(study.folder / "state.json", json.dumps(record).encode())
+    write_atomically(study.folder / STATE, json.dumps(record).encode())
 
 
 def read_state(study: Study) -> str:
     """running, finished, interrupted or failed; a study whose process is gone is interrupted, whatever it wrote."""
-    path = study.folder / "state.json"
-    record = json.loads(path.read_text()) if path.exists() else {"state": "interrupted", "pid": 0}
+    record = _state_record(study)
     here = record.get("host", platform.node()) == platform.node()  # of another machine's processes we know nothing
     if record["state"] == "running" and here and not _alive(record["pid"]):
         return "interrupted"
     return record["state"]
+
+
+def running_since(study: Study) -> float:
+    """Seconds since the epoch at which the process began, or went on, that runs the study; or at which it ended."""
+    return _state_record(study)["time"]
+
+
+def _state_record(study: Study) -> dict[str, Any]:
+    path = study.folder / STATE
+    try:
+        record = json.loads(path.read_text())
+        return {"time": study.created} | record | {name: record[name] for name in ("state", "pid")}
+    except FileNotFoundError:
+        return {"state": "interrupted", "pid": 0, "time": study.created}
+    except (ValueError, TypeError, KeyError):
+        raise StudyError(f"{path} is damaged: delete it, and `proseg-tune resume {study.name}` goes on") from None
 
 
 def _alive(pid: int) -> bool:

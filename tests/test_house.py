@@ -134,23 +134,6 @@ def test_no_text_names_a_place_of_one_machine():
     assert found == []
 
 
-def commands() -> list[str]:
-    """Every `proseg-tune ...` in the code blocks of the README, without comments."""
-    lines = "\n".join(blocks(README, "sh")).replace("\\\n", " ").splitlines()
-    parts = [part.strip() for line in lines for part in re.split(r"&&|\|", line.split(" #")[0])]
-    return [part.removeprefix("$ ") for part in parts if part.removeprefix("$ ").startswith("proseg-tune ")]
-
-
-@pytest.mark.parametrize("command", commands())
-def test_the_readmes_commands_and_their_options_exist(command: str):
-    words = shlex.split(command)[1:]
-    name = words[:2] if words[0] == "data" else words[:1]
-    result = CliRunner().invoke(app, [*name, "--help"])
-    assert result.exit_code == 0, f"no such command: {' '.join(name)}"
-    options = [word.split("=")[0] for word in words if word.startswith("-")]
-    assert [option for option in options if not re.search(rf"{option}\b", result.stdout)] == []
-
-
 def test_the_readmes_slurm_script_is_a_script():
     (script,) = [block for block in blocks(README, "sh") if "#SBATCH" in block]
     checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)

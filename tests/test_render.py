@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from cli import render
-from cli.render import Watch
+from cli import live, render
+from cli.live import Watch
 from orchestrator.estimate import quote
 from orchestrator.quote import Quote, Stage
 from orchestrator.results import Trial
@@ -72,7 +72,7 @@ def test_trainings_stages_and_notes_are_told(study: Study):
 
 
 def test_with_quiet_it_is_told_on_standard_error(study: Study, capsys: pytest.CaptureFixture[str]):
-    with render.watching(study, quiet=True) as watch:
+    with live.watching(study, quiet=True) as watch:
         watch.note("heard")
     assert capsys.readouterr().out == ""
 

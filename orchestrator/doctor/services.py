@@ -1,0 +1,380 @@
+"""Ray and MLflow: whether they can be reached, and whether something stands in their way."""
+
+import base64
+import contextlib
+import http.client
+import os
+import re
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from email.message import Message
+from email.utils import parsedate_to_datetime
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+
+from orchestrator.doctor.findings import Finding, ok, problem, unchecked, warning
+
+SECONDS = 3.0
+"""That a server has to answer."""
+CLOCK_SECONDS = 60.0
+"""By which two clocks may differ: points of curves are dated by the machine that measured them."""
+RAY_SECONDS = 120.0
+LOOPBACK = "127.0.0.1"
+UI_PORT = 5000
+PACKAGES = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+"""That hold a database's driver, where their name is another."""
+RAYS = ("raylet", "gcs_server")
+START_RAY = """
+from orchestrator.session import environment
+environment(local=True, verbose=False)
+import ray
+ray.init(address="local", num_cpus=1, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+         object_store_memory=128 * 2**20)
+assert ray.get(ray.remote(lambda: "well").remote()) == "well"
+ray.shutdown()
+"""
+
+
+# --- MLflow -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Of a server to one request."""
+
+    status: int = 0
+    """0: none came."""
+    error: str = ""
+    """Why none came."""
+    date: float | None = None
+    """The server's clock, seconds since the epoch."""
+
+
+def ask(address: str, authorization: str | None = None) -> Answer:
+    """One GET request, which costs a few seconds at most."""
+    headers = {"Authorization": authorization} if authorization else {}
+    try:
+        request = urllib.request.Request(address, headers=headers)
+        with urllib.request.urlopen(request, timeout=SECONDS) as reply:
+            return Answer(reply.status, date=_date(reply.headers))
+    except urllib.error.HTTPError as error:
+        with error:
+            return Answer(error.code, date=_date(error.headers))
+    except urllib.error.URLError as error:
+        return Answer(error=(isinstance(error.reason, OSError) and error.reason.strerror) or str(error.reason))
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: no address at all
+        return Answer(error=str(error) or type(error).__name__)
+
+
+def _date(headers: Message) -> float | None:
+    """The clock of a server, where it tells it."""
+    text = headers.get("Date")
+    return parsedate_to_datetime(text).timestamp() if text else None
+
+
+def authorization(environ: Mapping[str, str]) -> str | None:
+    """What MLflow's client would send with each request."""
+    if token := environ.get("MLFLOW_TRACKING_TOKEN"):
+        return f"Bearer {token}"
+    name, password = environ.get("MLFLOW_TRACKING_USERNAME"), environ.get("MLFLOW_TRACKING_PASSWORD", "")
+    return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode() if name else None
+
+
+def tracking(uri: str | None, home: Path, environ: Mapping[str, str]) -> list[Finding]:
+    """Whether the store that MLflow's client would use is there and usable."""
+    if not uri:
+        return [store(home / "mlflow" / "mlflow.db", schema_known())]
+    scheme = urllib.parse.urlsplit(uri).scheme
+    if scheme in ("http", "https"):
+        search = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1"
+        answer = ask(search, authorization(environ))
+        return [server(shown(uri), answer), *clock(shown(uri), answer, time.time())]
+    if scheme == "sqlite":
+        return [store(Path(urllib.parse.urlsplit(uri).path.removeprefix("/") or "/"), schema_known())]
+    if "sql" in scheme:
+        return [database(uri, reach)]
+    return [other(uri, scheme)]
+
+
+def shown(uri: str) -> str:
+    """An address without the name and password that may be in it."""
+    parts = urllib.parse.urlsplit(uri)
+    return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def server(uri: str, answer: Answer) -> Finding:
+    """Args: the answer to a request that needs a user's rights."""
+    if answer.error:
+        fix = "unset MLFLOW_TRACKING_URI    # to use the workspace's own store; or start that server"
+        return problem("MLflow", f"MLFLOW_TRACKING_URI={uri} does not answer: {answer.error}", fix)
+    if answer.status == 401:
+        return problem("MLflow", f"{uri} does not let this user in",
+                       "export MLFLOW_TRACKING_USERNAME=... MLFLOW_TRACKING_PASSWORD=...")  # fmt: skip
+    if answer.status == 403:
+        host = urllib.parse.urlsplit(uri).hostname
+        return problem("MLflow", f"{uri} refuses: either this user may not, or it does not know the name {host}",
+                       f"mlflow server --allowed-hosts {host} ...    # where it runs")  # fmt: skip
+    if answer.status != 200:
+        return problem("MLflow", f"{uri} answers with {answer.status}: no MLflow, or one that is ill",
+                       f"curl -i {uri.rstrip('/')}/health")  # fmt: skip
+    return ok("MLflow", f"{uri} answers")
+
+
+def clock(uri: str, answer: Answer, now: float) -> list[Finding]:
+    """Nothing where the server does not tell its time."""
+    if answer.date is None:
+        return []
+    apart = abs(answer.date - now)
+    if apart > CLOCK_SECONDS:
+        return [warning("clock", f"this machine's clock and that of {uri} are {apart:.0f} s apart",
+                        "sudo timedatectl set-ntp true")]  # fmt: skip
+    return [ok("clock", f"within {apart + 1:.0f} s of that of {uri}")]
+
+
+def database(uri: str, reachable: "Reach") -> Finding:
+    """A database that is used without a server, by the driver alone."""
+    parts = urllib.parse.urlsplit(uri)
+    driver = {"postgresql": "psycopg", "mysql": "MySQLdb"}.get(parts.scheme, parts.scheme.partition("+")[2])
+    if driver and find_spec(driver) is None:
+        return problem("MLflow", f"MLFLOW_TRACKING_URI needs the package {driver}, which is not installed",
+                       f"{sys.executable} -m pip install {PACKAGES.get(driver, driver)}")  # fmt: skip
+    host, port = parts.hostname or "localhost", parts.port or (3306 if "mysql" in parts.scheme else 5432)
+    if why := reachable(host, port):
+        return problem("MLflow", f"the database at {host}:{port} (MLFLOW_TRACKING_URI) cannot be reached: {why}",
+                       f"pg_isready -h {host} -p {port}")  # fmt: skip
+    return ok("MLflow", f"the database at {host}:{port} can be reached")
+
+
+def other(uri: str, scheme: str) -> Finding:
+    if scheme in ("", "file") and not uri.startswith("databricks"):
+        folder = urllib.parse.urlsplit(uri).path
+        return problem("MLflow", f"MLFLOW_TRACKING_URI={uri} is a folder, which MLflow does not write any more",
+                       f"mlflow migrate-filestore --source {folder} --target sqlite:///mlflow.db")  # fmt: skip
+    return unchecked("MLflow", f"whether {uri} can be used is not known here", "mlflow doctor --mask-envs")
+
+
+def store(path: Path, known: "Schema | None") -> Finding:
+    """A SQLite store, which is opened for reading only."""
+    if not path.exists():
+        return ok("MLflow", f"the first study makes its store, {path}")
+    try:
+        revision = schema_of(path)
+    except sqlite3.Error as error:
+        return problem("MLflow", f"{path} cannot be read: {error}",
+                       f"mv {path} {path}.damaged    # `proseg-tune resume STUDY` fills a new one")  # fmt: skip
+    if known is None or revision == known.head:
+        return ok("MLflow", f"its store {path} can be read" + (", its schema is current" if known else ""))
+    if revision in known.all:
+        return problem("MLflow", f"{path} was written by an earlier MLflow", f"mlflow db upgrade sqlite:///{path}")
+    return problem("MLflow", f"{path} was written by a newer MLflow than is installed",
+                   f"{sys.executable} -m pip install --upgrade mlflow")  # fmt: skip
+
+
+def schema_of(path: Path) -> str:
+    """The revision of an MLflow database; raises sqlite3.Error where it is none, or is damaged."""
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=SECONDS)
+    try:
+        row = connection.execute("select version_num from alembic_version").fetchone()
+    finally:
+        connection.close()
+    if row is None:
+        raise sqlite3.DatabaseError("it says of no version that it is of")
+    return row[0]
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What the MLflow that is installed knows of its database's versions."""
+
+    head: str
+    all: frozenset[str]
+
+
+def schema_known() -> Schema | None:
+    """None where MLflow, or its migrations, cannot be found."""
+    found = find_spec("mlflow")
+    for folder in (found and found.submodule_search_locations) or ():
+        files = sorted((Path(folder) / "store" / "db_migrations" / "versions").glob("*.py"))
+        if files:
+            return read_schema(path.read_text(encoding="utf-8") for path in files)
+    return None
+
+
+def read_schema(scripts: Iterable[str]) -> Schema | None:
+    """The last of Alembic's scripts, which form a chain; None where they do not."""
+    chain: dict[str, str | None] = {}
+    for text in scripts:
+        own = re.search(r"^revision\b[^=\n]*=\s*[\"'](\w+)", text, re.MULTILINE)
+        before = re.search(r"^down_revision\b[^=\n]*=\s*[\"'](\w+)", text, re.MULTILINE)
+        if own:
+            chain[own[1]] = before[1] if before else None
+    heads = chain.keys() - set(chain.values())
+    return Schema(heads.pop(), frozenset(chain)) if len(heads) == 1 else None
+
+
+# --- Ray --------------------------------------------------------------------------------------------------------------
+
+
+Reach = Callable[[str, int], str]
+"""Tells why nobody answers at a host and port; nothing where somebody does."""
+
+
+def reach(host: str, port: int) -> str:
+    try:
+        with socket.create_connection((host, port), timeout=SECONDS):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def ray_cluster(address: str | None, folder: Path, reachable: Reach = reach) -> Finding:
+    """Whether the cluster that RAY_ADDRESS names is there.
+
+    Args:
+        folder: Ray's own, where a cluster on this machine leaves its address.
+    """
+    if not address:
+        return ok("Ray's cluster", "none is named (RAY_ADDRESS): a study starts a Ray of its own on loopback")
+    if address in ("auto", "local"):
+        file = folder / "ray_current_cluster"
+        if address == "local" or not file.exists():
+            return problem("Ray's cluster", f"RAY_ADDRESS={address}, and no cluster runs on this machine",
+                           "unset RAY_ADDRESS    # or: ray start --head")  # fmt: skip
+        address = file.read_text().strip()
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return problem("Ray's cluster", f"RAY_ADDRESS={address} is no host:port", "export RAY_ADDRESS=HEAD:6379")
+    if why := reachable(host, int(port)):
+        return problem("Ray's cluster", f"RAY_ADDRESS={address} cannot be reached: {why}", "unset RAY_ADDRESS")
+    return ok("Ray's cluster", f"{address} can be reached")
+
+
+def loopback(error: str) -> Finding:
+    """Args: why no port of loopback can be had; empty where one can."""
+    if error:
+        return problem("loopback", f"no port on {LOOPBACK} can be opened: {error}", "sudo ip link set lo up")
+    return ok("loopback", f"ports on {LOOPBACK} can be opened")
+
+
+def try_loopback() -> str:
+    try:
+        with socket.socket() as probe:
+            probe.bind((LOOPBACK, 0))
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of this user."""
+
+    pid: int
+    name: str
+    orphan: bool
+    """Nobody who started it is there any more."""
+
+
+def processes() -> list[Process]:
+    """Those that belong to Ray and to this user."""
+    found = []
+    me = os.getuid() if hasattr(os, "getuid") else None
+    for process in psutil.process_iter(["pid", "ppid", "name", "uids"]):
+        info = process.info
+        if info["name"] in RAYS and (me is None or (info["uids"] and info["uids"].real == me)):
+            found.append(Process(info["pid"], info["name"], info["ppid"] in (0, 1)))
+    return found
+
+
+def leftovers(found: Iterable[Process], *, cluster: bool) -> Finding:
+    """Ray's processes that no study holds any more. Those of a cluster on this machine have no parent either.
+
+    Args:
+        cluster: such a cluster runs here.
+    """
+    found = list(found)
+    orphans = [one for one in found if one.orphan]
+    if orphans and not cluster:
+        pids = " ".join(str(one.pid) for one in orphans)
+        return warning("Ray's processes", f"{len(orphans)} process(es) of Ray were left behind and hold memory",
+                       f"kill {pids}")  # fmt: skip
+    running = len([one for one in found if one.name == RAYS[0]])
+    return ok("Ray's processes", f"{running} Ray(s) of this user run, none was left behind" if running
+              else "none was left behind")  # fmt: skip
+
+
+def start_ray() -> Finding:
+    """Start a Ray as a study would, give it one task, and end it: a quarter of a minute."""
+    began = time.monotonic()
+    command = subprocess.Popen([sys.executable, "-c", START_RAY], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               text=True, cwd=Path(__file__).resolve().parents[2], start_new_session=True)  # fmt: skip
+    try:
+        said, _ = command.communicate(timeout=RAY_SECONDS)
+    except subprocess.TimeoutExpired:
+        _end(command)
+        return problem("Ray", f"a Ray on this machine did not start within {RAY_SECONDS:.0f} s",
+                       "RAY_BACKEND_LOG_LEVEL=debug proseg-tune launch demo --trials 1 --verbose")  # fmt: skip
+    return started(command.returncode, said, time.monotonic() - began)
+
+
+def started(code: int, said: str, seconds: float) -> Finding:
+    if code:
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        return problem("Ray", f"a Ray on this machine does not start: {lines[-1][:300] if lines else f'code {code}'}",
+                       "proseg-tune launch demo --trials 1 --verbose    # shows Ray's log")  # fmt: skip
+    return ok("Ray", f"starts, does a task and ends in {seconds:.0f} s")
+
+
+def _end(command: subprocess.Popen[str]) -> None:
+    """With all that it has started."""
+    family = psutil.Process(command.pid).children(recursive=True)
+    command.kill()
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(family, timeout=SECONDS)
+    command.communicate()
+
+
+# --- ports and proxies ------------------------------------------------------------------------------------------------
+
+
+def ui_port(free: bool, another: int) -> Finding:
+    """Args: whether the port that `ui` takes is free, and one that is."""
+    if free:
+        return ok("port", f"{UI_PORT}, which `proseg-tune ui` takes, is free")
+    return warning("port", f"{UI_PORT}, which `proseg-tune ui` takes, is taken", f"proseg-tune ui --port {another}")
+
+
+def port_is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+        return True
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return probe.getsockname()[1]
+
+
+def proxy(proxies: Mapping[str, str], *, bypassed: bool) -> Finding:
+    """Args: those of the environment, and whether loopback is spared."""
+    if "http" in proxies and not bypassed:
+        return warning("proxy", f"requests to {LOOPBACK} go through {proxies['http']}: MLflow's pages may not be found",
+                       f"export no_proxy={LOOPBACK},localhost,$no_proxy")  # fmt: skip
+    return ok("proxy", "none stands between this machine and itself")
