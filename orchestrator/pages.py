@@ -33,6 +33,8 @@ UNDERSTOOD = "3.17."
 """Versions of MLflow whose saved views are known to be as written here begin with this."""
 GENERATED = ("objective", "val", "train", "cost", "time", "gpu")
 """Prefixes of the metrics of a trial; MLflow makes a section of charts for each."""
+HERE = "."
+"""Of links from one page to another: whatever the server is called, and whatever its path begins with."""
 LEADERS = 5
 """Trials in the first paragraph of a study's description."""
 MOST_AXES = 12
@@ -246,7 +248,7 @@ def _charts(study: Study) -> list[dict[str, Any]]:
         *(_curve(metric) for metric in (f"val/{first}", f"val/{beside}", "train/loss")),
         _chart("IMAGE", "samples", imageKeys=[SAMPLES], step=SAMPLES_STEP, showRunParams=False),
         _chart(
-            "DIFFERENCE", "apart", chartName="State and configuration", compareGroups=["Tags", "Parameters"],
+            "DIFFERENCE", "apart", chartName="By run", compareGroups=["Tags", "Parameters"],
             showChangeFromBaseline=False, showDifferencesOnly=True, baselineColumnUuid="",
         ),
     ]  # fmt: skip
@@ -269,10 +271,10 @@ def _chart(kind: str, section: str, *, name: str = "", **more: Any) -> dict[str,
 
 
 def _sections(study: Study) -> list[dict[str, Any]]:
-    """Ours, open; and folded those into which MLflow sorts the charts that it makes itself, by the metrics' prefixes."""
+    """Ours, open; and folded those into which MLflow sorts the charts of its own, by the metrics' prefixes."""
     return [
         _section("study", study.data.label, columns=1, cardHeight=380),
-        _section("curves", "scores and learning curves", columns=4, cardHeight=320),
+        _section("curves", "scores and learning curves", columns=2, cardHeight=300),
         _section("samples", "samples", columns=1, cardHeight=700),  # a picture's key decides the name of its section
         _section("apart", "what differs", columns=1, cardHeight=500),
         *(_section(prefix, prefix, display=False, isGenerated=True) for prefix in GENERATED),
@@ -303,12 +305,11 @@ def note(
         winner: the trial that goes on, where it is known.
         tables: what follows the leaderboard: those of the final stage.
     """
-    links = {name: run_page("", experiment, run) for name, run in runs.items()}
+    links = {name: run_page(HERE, experiment, run) for name, run in runs.items()}
     parts = [
         _leaders(study, trials, links),
         _outcome(study, trials, winner, links),
-        f"[Leaderboard]({view_page('', experiment, study)}) · [charts]({view_page('', experiment, study, charts=True)})"
-        f" · [the same trials by a filter]({filter_page('', experiment, study)})",
+        _views(study, experiment),
         leaderboard_markdown(study, trials, links=links),
         *(_failure(trial, links) for trial in trials if trial.state == "failed"),
         tables,
@@ -335,6 +336,15 @@ def _outcome(study: Study, trials: Sequence[Trial], winner: Trial | None, links:
         f"{'highest' if study.criterion.maximize else 'lowest'} {study.criterion.metric} on the validation patients of "
         f"fold {study.space.fold} (S = {study.data.raters}, one sample a rater)."
     )
+
+
+def _views(study: Study, experiment: str) -> str:
+    addresses = {
+        "Leaderboard": view_page(HERE, experiment, study),
+        "charts": view_page(HERE, experiment, study, charts=True),
+        "the same trials by a filter": filter_page(HERE, experiment, study),
+    }
+    return " · ".join(f"[{name}]({address})" for name, address in addresses.items())
 
 
 def _failure(trial: Trial, links: Mapping[str, str]) -> str:

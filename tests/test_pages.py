@@ -270,7 +270,7 @@ def test_the_first_paragraph_is_the_leaderboard(study: Study):
     assert LABEL in first
     places = [first.index(words) for words in ("0.2000 complete", "0.4000 complete", "0.1000 stopped early")]
     assert places == sorted(places), "those that were stopped were measured at fewer epochs"
-    assert "[t001](/#/experiments/7/runs/run1?" in first
+    assert "[t001](./#/experiments/7/runs/run1?" in first
 
 
 def test_the_description_counts_says_what_failed_and_where_it_was_looked(study: Study):
@@ -281,9 +281,9 @@ def test_the_description_counts_says_what_failed_and_where_it_was_looked(study: 
     assert "3 of 4 trials: 2 complete, 1 failed." in text
     assert "Chosen: [t000]" in text
     assert "lowest ged on the validation patients of fold 0 (S = 2" in text
-    assert f"- [{failed.name}](/#/experiments/7/runs/run2?workflowType=machine_learning) failed: {failed.reason}" in text
+    assert f"- [{failed.name}]({pages.run_page('.', '7', 'run2')}) failed: {failed.reason}" in text
     assert text.endswith("## Final stage\n")
-    for address in (pages.view_page("", "7", study), pages.filter_page("", "7", study)):
+    for address in (pages.view_page(".", "7", study), pages.filter_page(".", "7", study)):
         assert f"({address})" in text
 
 
