@@ -2,15 +2,20 @@
 
 import os
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 120_000
 """Milliseconds to wait for a page: a machine may be busy."""
 FOLDED = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
@@ -45,3 +50,37 @@ def browser() -> Iterator["Browser"]:
             yield opened
         finally:
             opened.close()
+
+
+@contextmanager
+def mlflow_pages(home: Path, study: str) -> Iterator[str]:
+    """MLflow over a workspace, as a user starts and ends it with `proseg-tune ui`: its address."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    port = _free_port()
+    command = [sys.executable, "-m", "cli", "ui", study, "--port", str(port)]
+    server = subprocess.Popen(
+        command, cwd=ROOT, env=inherited | {"PROSEG_HOME": str(home)}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        assert server.stdout is not None
+        _wait(server.stdout)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.communicate(timeout=60)
+
+
+def _wait(said: IO[str]) -> None:
+    lines = []
+    for line in said:
+        lines.append(line)
+        if line.startswith("MLflow on http"):
+            return
+    raise RuntimeError("`proseg-tune ui` ended: " + "".join(lines))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

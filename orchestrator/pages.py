@@ -273,8 +273,8 @@ def _chart(kind: str, section: str, *, name: str = "", **more: Any) -> dict[str,
 def _sections(study: Study) -> list[dict[str, Any]]:
     """Ours, open; and folded those into which MLflow sorts the charts of its own, by the metrics' prefixes."""
     return [
-        _section("study", study.data.label, columns=1, cardHeight=380),
-        _section("curves", "scores and learning curves", columns=2, cardHeight=300),
+        _section("study", study.data.label, columns=1, cardHeight=340),
+        _section("curves", "scores and learning curves", columns=2, cardHeight=270),
         _section("samples", "samples", columns=1, cardHeight=700),  # a picture's key decides the name of its section
         _section("apart", "what differs", columns=1, cardHeight=500),
         *(_section(prefix, prefix, display=False, isGenerated=True) for prefix in GENERATED),

@@ -5,7 +5,6 @@ The pictures of what was seen are kept in build/screenshots/.
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from benchmarks.browser import PATIENCE, browser, lacking
+from benchmarks.browser import PATIENCE, ROOT, browser, lacking, mlflow_pages
 from cli.app import app
 from orchestrator import pages
 from orchestrator.results import Trial, TrialLog, ranked, read_trials
 from orchestrator.study import Study
 from proseg.data.store import Store
-from tests.places import wait_for
 from tests.recorded import record
 from tests.studies import LABEL, add_trial, make_study, write_epochs
 
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(lacking() is not None, reason=lacking() or "")]
 
-ROOT = Path(__file__).resolve().parent.parent
 SCREENSHOTS = ROOT / "build" / "screenshots"
 NOISE = (re.compile("Failed to load resource: .* 404 "), "/ajax-api/2.0/mlflow/users/current")
 """MLflow's pages ask who is logged in, which a server without accounts does not know: the words, and the address."""
@@ -117,31 +114,8 @@ def served(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[S
             write_epochs(study.trial_folder(number), scores, **{"val/dice_match": 1 - score})
     pictures = {trial.name: np.full((60, 80, 3), 20 * trial.number, np.uint8) for trial in read_trials(study)}
     experiment, run = record(study, home, read_trials(study), pictures)
-    with serving(home, study) as address:
+    with mlflow_pages(home, study.name) as address:
         yield Served(study, address, experiment, run)
-
-
-class serving:
-    """`proseg-tune ui` over a workspace, as a user starts and ends it; entering gives the address."""
-
-    def __init__(self, home: Path, study: Study):
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PROSEG_"))}
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "cli", "ui", study.name, "--port", str(self._port)]
-        self._process = subprocess.Popen(
-            command, cwd=ROOT, env=inherited | {"PROSEG_HOME": str(home)}, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def __enter__(self) -> str:
-        wait_for(self._process, "MLflow on http", seconds=180)
-        return f"http://127.0.0.1:{self._port}"
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.communicate(timeout=60)
 
 
 def rows(page: "Page") -> list[dict[str, str]]:
