@@ -18,6 +18,8 @@ import math
 import pstats
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -61,25 +63,34 @@ def run(trials: int, concurrent: int, sampler: str, mlflow: bool, profile: str |
             from orchestrator import search
 
             search.run_trial = many.instant  # type: ignore[assignment]  # the one thing that is not real
-            tracker = _tracker(study, home) if mlflow else Nobody()
             watcher, profiler = Listener(trials), cProfile.Profile()
-            if profile:
-                profiler.enable()
-            watcher.begin()
-            search.run_search(study, keeper, tracker, watcher)
-            record = watcher.end()
-            profiler.disable()
+            with _tracking(study, home, watcher) if mlflow else nullcontext(Nobody()) as tracker:
+                if profile:
+                    profiler.enable()
+                watcher.begin()
+                search.run_search(study, keeper, tracker, watcher)
+                record = watcher.end()
+                profiler.disable()
     if profile:
         _write_profile(profiler, Path(profile), trials)
     return {"trials": trials, "concurrent": concurrent, "sampler": sampler, "mlflow": mlflow,
             "profiled": bool(profile), **record}  # fmt: skip
 
 
-def _tracker(study: Any, home: Path) -> Any:
-    from orchestrator.tracking import MlflowTracker, check_server
+@contextmanager
+def _tracking(study: Any, home: Path, watcher: Any) -> Iterator[Any]:
+    """As a study does it: written down by the search, shipped by a thread of the driver to a server over the store."""
+    from orchestrator.shipper import Shipper
+    from orchestrator.stores import check_store
+    from orchestrator.tracking import SpoolTracker
 
-    check_server(home)
-    return MlflowTracker(study, home)
+    check_store(home)
+    tracker = SpoolTracker(study)
+    shipper = Shipper(study, home, tracker.spool, watcher)
+    try:
+        yield tracker
+    finally:
+        shipper.close()
 
 
 def instant(suggestion: dict[str, Any], study_folder: str, keeper: Any) -> None:
@@ -189,7 +200,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=1000, help="default 1000")
     parser.add_argument("--concurrent", type=int, default=1, help="trials at the same time; default 1")
     parser.add_argument("--sampler", default="tpe", help="default tpe")
-    parser.add_argument("--mlflow", action="store_true", help="with MLflow's tracker on a SQLite store")
+    parser.add_argument("--mlflow", action="store_true", help="with MLflow, as a study has it")
     parser.add_argument("--profile", type=Path, help="write here where the driver's main thread was; slows it down")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser.parse_args(argv)

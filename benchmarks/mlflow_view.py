@@ -12,8 +12,8 @@ from PIL import Image
 
 from benchmarks.browser import FOLDED, PATIENCE, browser, lacking, mlflow_pages
 from orchestrator import pages
+from orchestrator.stores import local_uri, quieten
 from orchestrator.study import Study, StudyError, find_study
-from orchestrator.tracking import local_uri, quieten
 from orchestrator.workspace import workspace
 from proseg.records import write_atomically
 

@@ -31,6 +31,8 @@ from cli.options import (
     trial_number,
 )
 from cli.predict import predict
+from cli.report import report
+from cli.sync import sync
 
 if TYPE_CHECKING:
     from orchestrator.study import Study
@@ -44,6 +46,8 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.command()(compare)
 app.command()(predict)
+app.command()(report)
+app.command()(sync)
 
 
 def main() -> None:

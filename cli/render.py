@@ -115,6 +115,9 @@ class Watch:
         self._notes.append(text)
         self._say(f"note: {text}")
 
+    def tracking(self, text: str | None) -> None:
+        self._tracking = text
+
     def stage(self, text: str) -> None:
         self._stage = text
         self._say(f"{text}: begun")

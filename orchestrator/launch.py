@@ -21,6 +21,7 @@ from orchestrator.resources import Node, Resources, plan_resources, this_node
 from orchestrator.results import Trial, TrialLog, best_trial, ranked, read_results, read_trials, summary
 from orchestrator.retrain import run_final
 from orchestrator.rivals import sentence
+from orchestrator.stores import check_store, is_own
 from orchestrator.study import (
     DataRef,
     Final,
@@ -28,7 +29,6 @@ from orchestrator.study import (
     State,
     Study,
     StudyError,
-    StudyFailed,
     alone,
     base_config,
     check_name,
@@ -40,7 +40,7 @@ from orchestrator.study import (
     write_study,
 )  # fmt: skip
 from orchestrator.tables import final_markdown, leaderboard_markdown, write_tables
-from orchestrator.tracking import DATA_REPORT, MlflowTracker, check_server
+from orchestrator.tracking import DATA_REPORT, SpoolTracker
 from orchestrator.watcher import Watcher
 from proseg.config import TrainConfig
 from proseg.data import quality
@@ -259,7 +259,7 @@ def create(study: Study, home: Path, name: str | None, created: float) -> Study:
         StudyError: the name is taken, or MLflow does not answer; nothing has been written.
     """
     check_name(home, name)
-    check_server(home)
+    check_store(home)
     folder = claim_folder(home, study.space.name, name)
     study = study.model_copy(update={"name": folder.name, "folder": folder, "created": created})
     write_study(study)
@@ -271,10 +271,11 @@ def resumed(study: Study, home: Path, options: Options, nodes: Sequence[Node] | 
     """A study as it goes on: on the machines there are now, and with the limits that are given now.
 
     Raises:
-        StudyError: MLflow does not answer, or the data have changed.
+        StudyError: the data have changed, or the workspace's own MLflow store cannot be used.
         ResourceError: the machines there are now are too small.
     """
-    check_server(home)
+    if is_own(home):
+        check_store(home)
     store = Store(study.data.folder)
     if store.manifest.fingerprint != study.data.fingerprint:
         raise StudyError(
@@ -317,7 +318,7 @@ def run(study: Study, home: Path, watcher: Watcher, *, address: str | None = Non
 
     Raises:
         StudyError: another process runs this study.
-        StudyFailed: no trial succeeded, or the final stage failed, or MLflow did not take every record.
+        StudyFailed: no trial succeeded, or the final stage failed.
         Stopped, KeyboardInterrupt: the user stopped it; what has been reached is kept.
     """
     with alone(study):
@@ -327,13 +328,21 @@ def run(study: Study, home: Path, watcher: Watcher, *, address: str | None = Non
 
 
 def _run(study: Study, home: Path, watcher: Watcher, *, address: str | None, verbose: bool) -> None:
+    from orchestrator.shipper import Shipper
+
+    tracker = SpoolTracker(study, read_trials(study), say=watcher.note)
+    shipper = Shipper(study, home, tracker.spool, watcher)
+    try:
+        _all_stages(study, home, tracker, watcher, address=address, verbose=verbose)
+    finally:
+        shipper.close()
+
+
+def _all_stages(
+    study: Study, home: Path, tracker: SpoolTracker, watcher: Watcher, *, address: str | None, verbose: bool
+) -> None:
     state: State = "failed"
     note = ""
-    try:
-        tracker = MlflowTracker(study, home, read_trials(study))
-    except StudyError:
-        write_state(study, state)
-        raise
 
     def ray_lost(why: str) -> None:
         write_state(study, "interrupted", why)
@@ -360,11 +369,6 @@ def _run(study: Study, home: Path, watcher: Watcher, *, address: str | None, ver
     finally:
         write_state(study, state)
         _close(study, tracker, state, note)
-    if tracker.waiting:
-        raise StudyFailed(
-            f"MLflow at {tracker.uri} did not take {tracker.waiting} records of study {study.name}; "
-            f"all of them are kept in {study.folder}"
-        )
 
 
 def _report_on_data(study: Study, home: Path, watcher: Watcher) -> Path:
@@ -379,7 +383,7 @@ def _report_on_data(study: Study, home: Path, watcher: Watcher) -> Path:
     return patiently(copy, watcher.note)
 
 
-def _finish(study: Study, best: Trial, keeper: Any, tracker: MlflowTracker, watcher: Watcher) -> str:
+def _finish(study: Study, best: Trial, keeper: Any, tracker: SpoolTracker, watcher: Watcher) -> str:
     trials = read_trials(study)
     if len(candidates(study, trials)) > 1:
         watcher.stage("confirmation")
@@ -394,7 +398,7 @@ def _finish(study: Study, best: Trial, keeper: Any, tracker: MlflowTracker, watc
     return final_markdown(study, results)
 
 
-def _close(study: Study, tracker: MlflowTracker, state: str, note: str) -> None:
+def _close(study: Study, tracker: SpoolTracker, state: str, note: str) -> None:
     _end_running_trials(study, tracker)
     trials = read_trials(study)
     table = summary(read_results(study)) if state == "finished" else {}
@@ -404,7 +408,7 @@ def _close(study: Study, tracker: MlflowTracker, state: str, note: str) -> None:
     tracker.study_ended(state, best, numbers, "\n".join([leaderboard_markdown(study, trials), note]))
 
 
-def _end_running_trials(study: Study, tracker: MlflowTracker) -> None:
+def _end_running_trials(study: Study, tracker: SpoolTracker) -> None:
     """A trial must not seem to run in a study that has ended."""
     log = TrialLog(study.folder)
     for trial in read_trials(study):

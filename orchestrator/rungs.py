@@ -38,14 +38,19 @@ class Decision:
         return {**asdict(self), "value": list(self.value)}
 
 
+def rungs_of(*, grace: int, reduction: int, epochs: int) -> list[int]:
+    """The epochs after which it is decided who goes on."""
+    count = math.floor(math.log(epochs / grace, reduction) + 1e-9) + 1 if grace < epochs else 0
+    return [rung for rung in (grace * reduction**k for k in range(count)) if rung < epochs]
+
+
 class Rungs:
     """The values of all trials at every rung."""
 
     def __init__(self, *, grace: int, reduction: int, epochs: int, maximize: Sequence[bool]):
-        count = math.floor(math.log(epochs / grace, reduction) + 1e-9) + 1 if grace < epochs else 0
-        self._rungs = [rung for rung in (grace * reduction**k for k in range(count)) if rung < epochs]
+        rungs = rungs_of(grace=grace, reduction=reduction, epochs=epochs)
         self._reduction, self._maximize = reduction, list(maximize)
-        self._values: dict[int, dict[int, tuple[float, ...]]] = {rung: {} for rung in self._rungs}
+        self._values: dict[int, dict[int, tuple[float, ...]]] = {rung: {} for rung in rungs}
 
     def record(self, number: int, epoch: int, values: Sequence[float]) -> None:
         """Note what a trial had reached after so many epochs, without a decision (it was made before a crash)."""

@@ -1,46 +1,30 @@
-"""Where numbers go: MLflow, one parent run per study, one child per trial, one run per final fold.
+"""What MLflow is told: one parent run for each study, one child for each trial, one run for each final fold.
 
-Only the driver talks to MLflow, so a SQLite store has one writer and a trial never waits for a server. Everything that
-is sent also lies in the study's folder: a server that goes away costs nothing but the wait for it to come back.
+The driver writes it down in the study's folder (`orchestrator.spool`) and asks nobody; `orchestrator.shipper` sends it.
+A server that is slow, hangs or goes away costs the trainings nothing.
 """
 
 import getpass
-import logging
 import math
-import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from urllib.parse import quote
 
-from filelock import FileLock
-
+from orchestrator.disk import patiently
 from orchestrator.results import Trial
-from orchestrator.study import DataRef, Study, StudyError
+from orchestrator.spool import Spool
+from orchestrator.study import DataRef, Study
 from orchestrator.trainings import RESULT, Training
 from proseg.config import TrainConfig
 from proseg.records import BEST, CASES, CONFIG, read_epochs
 from search_spaces.space import Float
 
-if TYPE_CHECKING:
-    from mlflow.entities import Metric
-
-SECONDS_BETWEEN_RETRIES = 30.0
 SECONDS_BETWEEN_EPOCHS = 5.0
-"""Epochs of a trial that end sooner one after another are sent together: sending takes CPU from the trainings."""
-MOST_METRICS = 1000
-"""MLflow takes no more at once."""
+"""Epochs of a trial that end sooner one after another are written down together."""
 DATA_REPORT = "data"
 """Where the report on the data lies, in the study's folder and among the artifacts of its run."""
-DEFAULTS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}  # fmt: skip
-"""The client's own defaults block for four minutes where nobody answers."""
 
 
 class Tracker(Protocol):
@@ -58,69 +42,35 @@ class Tracker(Protocol):
     def study_ended(self, state: str, best: Trial | None, summary: dict[str, float], note: str) -> None: ...
 
 
-def check_server(home: Path) -> None:
-    """Ask the store something, before anything is written.
+class SpoolTracker:
+    """Writes down what MLflow is to be told, each thing once.
 
-    A fresh SQLite store is made here, under a lock: two processes that make it at the same time destroy it.
-
-    Raises:
-        StudyError: it cannot be used.
-    """
-    quieten()
-    uri = tracking_uri(home)
-    try:
-        with _local_lock(home):
-            from mlflow import MlflowClient
-
-            MlflowClient(uri).search_experiments(max_results=1)
-    except Exception as error:  # a driver that is not installed, a file that is no database: foreign code has no limit
-        raise StudyError(
-            f"MLflow at {uri} cannot be used: {_first_line(error)}; "
-            "mend MLFLOW_TRACKING_URI, or unset it to use the workspace's own store"
-        ) from None
-
-
-class MlflowTracker:
-    """Sends records in order; what cannot be sent now is kept and sent later.
-
-    A study that goes on finds the runs it has, by their `proseg.uid`, and makes none twice; what the store lacks of
-    the log, all of it if need be, is sent again.
+    A study that goes on reads what an earlier process has written and adds what is missing, from the log and from the
+    folders of the trainings.
     """
 
-    def __init__(self, study: Study, home: Path, trials: Sequence[Trial] = ()):
-        """Open the store and the parent run of a study; `check_server` has said that it answers.
+    def __init__(self, study: Study, trials: Sequence[Trial] = (), say: Callable[[str], None] = lambda text: None):
+        """Begin the study's run, or go on with it.
 
         Args:
             trials: those that an earlier process has run.
-
-        Raises:
-            StudyError: it does not answer any more.
+            say: hears that the disk is full.
         """
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-
-        quieten()
-        self._study, self._waiting, self._retry_at = study, deque[Callable[[], None]](), 0.0
-        self._runs: dict[str, str] = {}
-        self._sent_epochs: dict[str, int] = {}
-        self._sent_at: dict[str, float] = {}
-        self._open_folds: dict[str, Path] = {}
-        self._known: dict[str, Any] = {}
-        self.uri = tracking_uri(home)
-        self._client = MlflowClient(self.uri)
-        try:
-            with _local_lock(home):
-                self.experiment = self._open_experiment(home)
-            self._known = self._runs_of_the_study()
-            self._runs = {uid.removeprefix(f"{study.name}/"): run.info.run_id for uid, run in self._known.items()}
-            self._create("study", study.name, kind="study", parent=None, tags={"proseg.state": "running"})
-        except (MlflowException, OSError) as error:
-            raise StudyError(f"MLflow at {self.uri} does not answer any more: {_first_line(error)}") from None
-        self._send(lambda: self._log_params("study", _study_params(study)))
-        self._send(lambda: self._log_data("study", study.data, study.space.fold))
-        self.artifact(study.folder / "study.json")
+        self.spool = Spool(study.folder)
+        self._study, self._say = study, say
+        self._states: dict[str, str] = {}
+        self._epochs_of: dict[str, int] = {}
+        self._read_at: dict[str, float] = {}
+        self._open: dict[str, Path] = {}
+        self._best: str | None = None
+        self._reported = False
+        self._told: dict[str, tuple[int, float]] = {}
+        for record in self.spool.records():
+            self._note(record)
+        self._start("study", study.name, kind="study", parent=None, params=_study_params(study),
+                    data=[(study.data, study.space.fold)])  # fmt: skip
         for trial in trials:
-            if trial.state not in ("running", "interrupted") and self._state_of(trial.name) != trial.state:
+            if trial.state not in ("running", "interrupted") and self._states.get(trial.name) != trial.state:
                 self.trial_started(trial)
                 self.trial_ended(trial)
 
@@ -128,275 +78,159 @@ class MlflowTracker:
 
     def trial_started(self, trial: Trial) -> None:
         config = self._study.config_of(trial.values)
-        tags = {"proseg.trial": str(trial.number), "proseg.state": "running"}
-        self._send(lambda: self._create(trial.name, _run_name(trial), kind="trial", parent="study", tags=tags))
-        self._send(lambda: self._log_params(trial.name, _trial_params(self._study, trial, config)))
-        self._send(lambda: self._log_data(trial.name, self._study.data, self._study.space.fold))
+        self._start(trial.name, _run_name(trial), kind="trial", parent="study",
+                    tags={"proseg.trial": str(trial.number)}, params=_trial_params(self._study, trial, config),
+                    data=[(self._study.data, self._study.space.fold)])  # fmt: skip
 
     def trial_epochs(self, trial: Trial) -> None:
         now = time.monotonic()
-        if now - self._sent_at.get(trial.name, -math.inf) >= SECONDS_BETWEEN_EPOCHS:
-            self._sent_at[trial.name] = now
+        if now - self._read_at.get(trial.name, -math.inf) >= SECONDS_BETWEEN_EPOCHS:
+            self._read_at[trial.name] = now
             self._epochs(trial.name, self._study.trial_folder(trial.number))
 
     def trial_ended(self, trial: Trial) -> None:
         folder = self._study.trial_folder(trial.number)
         self._epochs(trial.name, folder)
-        tags = {"proseg.state": trial.state} | ({"proseg.reason": trial.reason} if trial.reason else {})
         self._files(trial.name, [folder / CONFIG, folder / BEST, folder / "failure.json"])
-        self._end(trial.name, {"failed": "FAILED", "interrupted": "KILLED"}.get(trial.state, "FINISHED"), tags)
+        reason = {"proseg.reason": trial.reason} if trial.reason else {}
+        status = {"failed": "FAILED", "interrupted": "KILLED"}.get(trial.state, "FINISHED")
+        self._end(trial.name, status, trial.state, reason)
 
     def repeats_started(self, trainings: Sequence[Training]) -> None:
-        self._send(lambda: self._create("confirm", "confirmation", kind="confirmation", parent="study", tags={}))
-        self._open_folds["confirm"] = self._study.folder / "confirm"
+        self._start("confirm", "confirmation", kind="confirmation", parent="study")
+        self._open["confirm"] = self._study.folder / "confirm"
         for training in trainings:
-            key, data = training.name, self._study.data
-            self._open_folds[key] = training.folder
-            tags = {"proseg.state": "running"}
-            self._send(lambda key=key, tags=tags: self._create(key, key, kind="repeat", parent="confirm", tags=tags))
-            params = {f"config/{name}": value for name, value in training.config.flat().items()}
-            self._send(lambda key=key, params=params: self._log_params(key, params))
-            self._send(lambda key=key, data=data: self._log_data(key, data, self._study.space.fold))
+            self._open[training.name] = training.folder
+            self._start(training.name, training.name, kind="repeat", parent="confirm", params=_config(training.config),
+                        data=[(self._study.data, self._study.space.fold)])  # fmt: skip
 
     def repeat_ended(self, training: Training, score: float) -> None:
-        key = training.name
-        folder = self._open_folds.pop(key)
-        self._epochs(key, folder)
         scores = {f"confirm/{self._study.criterion.metric}": score}
-        self._metrics(key, self._new(key, scores), step=training.config.epochs)
-        self._files(key, [folder / CONFIG, folder / RESULT])
-        self._end(key, "FINISHED", {"proseg.state": "complete"})
+        self._training_ended(training.name, training.config, scores, [CONFIG, RESULT])
 
     def folds_started(self, folds: Sequence[tuple[DataRef, int, TrainConfig]]) -> None:
-        label = {"proseg.data_label": _labels(self._study)}
-        self._send(lambda: self._create("final", "final stage", kind="final", parent="study", tags=label))
-        self._open_folds["final"] = self._study.folder / "final"
+        self._start("final", "final stage", kind="final", parent="study",
+                    tags={"proseg.data_label": _labels(self._study)})  # fmt: skip
+        self._open["final"] = self._study.folder / "final"
         for data, fold, config in folds:
-            self._fold_started(data, fold, config)
-
-    def _fold_started(self, data: DataRef, fold: int, config: TrainConfig) -> None:
-        key = f"final/{data.name}/{fold}"
-        self._open_folds[key] = self._study.final_folder(data.name, fold)
-        tags = {"proseg.fold": str(fold), "proseg.data": data.name, "proseg.state": "running"}
-        self._send(lambda: self._create(key, f"{data.name} fold {fold}", kind="fold", parent="final", tags=tags))
-        self._send(lambda: self._log_params(key, {f"config/{n}": v for n, v in config.flat().items()}))
-        self._send(lambda: self._log_data(key, data, fold))
+            key = f"final/{data.name}/{fold}"
+            self._open[key] = self._study.final_folder(data.name, fold)
+            self._start(key, f"{data.name} fold {fold}", kind="fold", parent="final", params=_config(config),
+                        tags={"proseg.fold": str(fold)}, data=[(data, fold)])  # fmt: skip
 
     def fold_ended(self, data: DataRef, fold: int, config: TrainConfig, summary: dict[str, float]) -> None:
-        key = f"final/{data.name}/{fold}"
-        folder = self._open_folds.pop(key)
-        self._epochs(key, folder)
         scores = {f"test/{name}": value for name, value in summary.items()}
-        self._metrics(key, self._new(key, scores), step=config.epochs)
-        self._files(key, [folder / CONFIG, folder / BEST, folder / "result.json", folder / CASES])
-        self._end(key, "FINISHED", {"proseg.state": "complete"})
+        self._training_ended(f"final/{data.name}/{fold}", config, scores, [CONFIG, BEST, RESULT, CASES])
+
+    def _training_ended(self, key: str, config: TrainConfig, scores: dict[str, float], files: Sequence[str]) -> None:
+        folder = self._open.pop(key)
+        if self._states.get(key) == "complete":  # an earlier process has told so
+            return
+        self._epochs(key, folder)
+        self._metrics(key, scores, step=config.epochs)
+        self._files(key, [folder / name for name in files])
+        self._end(key, "FINISHED", "complete")
 
     def artifact(self, path: Path) -> None:
         self._files("study", [path])
 
     def data_report(self, folder: Path) -> None:
-        """The files of the report on the study's data, once for each study; a run that goes on has them already."""
-        mark = {"proseg.data_report": self._study.data.fingerprint[:12]}
-        known = self._known.get(f"{self._study.name}/study")
-        if known is not None and mark.items() <= known.data.tags.items():
-            return
-        self._files("study", sorted(folder.iterdir()), under=DATA_REPORT)
-        self._send(lambda: self._tag("study", mark))
+        """The files of the report on the study's data; a study that goes on has them already."""
+        if not self._reported:
+            self._files("study", sorted(folder.iterdir()), under=DATA_REPORT)
 
     def study_ended(self, state: str, best: Trial | None, summary: dict[str, float], note: str) -> None:
         step = self._study.trials
         if best is not None and best.objective is not None:
             self._metrics("study", {f"objective/{self._study.criterion.metric}": best.objective}, step=step)
-            for uid, run in self._known.items():  # of an earlier process, which knew of fewer trials
-                if "proseg.best" in run.data.tags and uid != f"{self._study.name}/{best.name}":
-                    self._send(lambda run=run: self._client.set_tag(run.info.run_id, "proseg.best", "false"))
-            self._send(lambda: self._client.set_tag(self._runs[best.name], "proseg.best", "true"))
+            self._mark_best(best.name)
         self._metrics("study", summary, step=step)
         status = {"finished": "FINISHED", "interrupted": "KILLED"}.get(state, "FAILED")
-        if "final" in self._open_folds:
+        if "final" in self._open:
             self._metrics("final", summary, step=0)
-        for key, folder in self._open_folds.items():  # the stages themselves, and trainings that did not come to an end
+        for key, folder in self._open.items():  # the stages themselves, and trainings that did not come to an end
             failure = folder / "failure.json"
             self._epochs(key, folder)
             self._files(key, [failure])
             word = "failed" if failure.exists() else "complete" if state == "finished" else state
-            self._end(key, "FAILED" if failure.exists() else status, {"proseg.state": word})
-        labels = {"proseg.data_label": _labels(self._study)}
-        self._end("study", status, labels | {"proseg.state": state, "mlflow.note.content": note})
-        self._flush(now=True)
+            self._end(key, "FAILED" if failure.exists() else status, word)
+        self._files("study", [self._study.folder / "study.json"])
+        self._end("study", status, state, {"proseg.data_label": _labels(self._study), "mlflow.note.content": note})
 
-    @property
-    def waiting(self) -> int:
-        """Records that MLflow has not taken yet."""
-        return len(self._waiting)
+    # --- writing down -------------------------------------------------------------------------------------------------
 
-    # --- sending ------------------------------------------------------------------------------------------------------
+    def _append(self, op: str, **fields: Any) -> None:
+        patiently(lambda: self.spool.append(op, **fields), self._say)
+        self._note({"op": op, **fields})
 
-    def _send(self, operation: Callable[[], Any]) -> None:
-        self._waiting.append(operation)
-        self._flush()
+    def _note(self, record: dict[str, Any]) -> None:
+        """Keep what decides whether something has been written down already."""
+        key, tags = record.get("key", ""), record.get("tags", {})
+        if "proseg.state" in tags:
+            self._states[key] = tags["proseg.state"]
+        if tags.get("proseg.best") == "true":
+            self._best = key
+        if record["op"] == "files" and record["under"] == DATA_REPORT:
+            self._reported = True
+        for step, _, values in record.get("points", ()):
+            self._told |= {f"{key} {name}": (step, value) for name, value in values.items()}
+            if f"objective/{self._study.criterion.metric}" in values:
+                self._epochs_of[key] = max(step, self._epochs_of.get(key, 0))
 
-    def _flush(self, *, now: bool = False) -> None:
-        """Send what waits, in order, until MLflow does not answer; then not again for a while."""
-        from mlflow.exceptions import MlflowException
-
-        if not now and time.monotonic() < self._retry_at:
+    def _start(
+        self, key: str, name: str, *, kind: str, parent: str | None, tags: dict[str, str] | None = None,
+        params: dict[str, Any] | None = None, data: Sequence[tuple[DataRef, int]] = (),
+    ) -> None:  # fmt: skip
+        """Make a run; one that there is goes on, with the parameters that it was begun with."""
+        if self._states.get(key) == "complete":
             return
-        while self._waiting:
-            try:
-                self._waiting[0]()
-            except (MlflowException, OSError) as error:
-                if not self._retry_at:
-                    logging.getLogger(__name__).warning(
-                        "MLflow does not answer (%s); the study goes on and its records wait", _first_line(error)
-                    )
-                self._retry_at = time.monotonic() + SECONDS_BETWEEN_RETRIES
-                return
-            self._waiting.popleft()
-        self._retry_at = 0.0
-
-    def _open_experiment(self, home: Path) -> str:
-        name = f"proseg-tune/{self._study.space.name}"
-        found = self._client.get_experiment_by_name(name)
-        if found:
-            if found.lifecycle_stage == "deleted":  # by a person, in MLflow's pages; its name stays taken
-                self._client.restore_experiment(found.experiment_id)
-            return found.experiment_id
-        location = (artifact_folder(home) / self._study.space.name).as_uri() if self.uri == local_uri(home) else None
-        return self._client.create_experiment(
-            name, artifact_location=location, tags={"mlflow.experimentKind": "custom_model_development"}
-        )
-
-    def _create(self, key: str, name: str, *, kind: str, parent: str | None, tags: dict[str, str]) -> None:
-        uid = f"{self._study.name}/{key}"
-        if self._retry_at:  # it may have been made by the attempt that got no answer
-            for run in self._client.search_runs([self.experiment], f"tags.`proseg.uid` = '{uid}'", max_results=1):
-                self._known[uid] = run
-        if uid in self._known:
-            self._go_on(key, self._known[uid].info.run_id, tags)
+        if key in self._states:
+            self._append("status", key=key, status="RUNNING", tags={"proseg.state": "running"})
             return
         common = {
-            "proseg.uid": uid, "proseg.kind": kind, "proseg.study": self._study.name,
+            "proseg.uid": f"{self._study.name}/{key}", "proseg.kind": kind, "proseg.study": self._study.name,
             "proseg.space": self._study.space.name, "proseg.space_digest": self._study.space_digest,
             "proseg.seed": str(self._study.seed), "proseg.code": self._study.environment["git"],
             "proseg.version": self._study.environment["proseg-tune"], "mlflow.user": _user(),
-            "mlflow.source.name": "proseg-tune",
+            "mlflow.source.name": "proseg-tune", "proseg.state": "running",
         }  # fmt: skip
-        family = {"mlflow.parentRunId": self._runs[parent]} if parent else {}
-        run = self._client.create_run(self.experiment, run_name=name, tags=common | family | tags)
-        self._runs[key] = run.info.run_id
-
-    def _go_on(self, key: str, run_id: str, tags: dict[str, str]) -> None:
-        """The run of an earlier process is ours again. Epochs that it has are not sent twice."""
-        self._runs[key] = run_id
-        self._client.update_run(run_id, status="RUNNING")
-        self._tag(key, tags)
-        history = self._client.get_metric_history(run_id, f"objective/{self._study.criterion.metric}")
-        if key != "study":
-            self._sent_epochs[key] = max((point.step for point in history), default=0)
-
-    def _runs_of_the_study(self) -> dict[str, Any]:
-        """{uid: run}; empty for a study that is new."""
-        found: dict[str, Any] = {}
-        query, token = f"tags.`proseg.study` = '{self._study.name}'", None
-        while True:
-            page = self._client.search_runs([self.experiment], query, max_results=1000, page_token=token)
-            found |= {run.data.tags["proseg.uid"]: run for run in page}
-            token = page.token
-            if not token:
-                return found
-
-    def _state_of(self, key: str) -> str | None:
-        """What the store says of a run; None where it has none."""
-        run = self._known.get(f"{self._study.name}/{key}")
-        return run and run.data.tags.get("proseg.state")
-
-    def _new(self, key: str, values: dict[str, float]) -> dict[str, float]:
-        """Those that a run does not have from an earlier process: sent again they would be points of another time."""
-        known = self._known.get(f"{self._study.name}/{key}")
-        return {name: value for name, value in values.items() if known is None or name not in known.data.metrics}
-
-    def _log_params(self, key: str, params: dict[str, Any]) -> None:
-        from mlflow.entities import Param
-
-        # A run that goes on keeps what it was begun with: MLflow refuses another value, and it may run elsewhere now.
-        known = self._known.get(f"{self._study.name}/{key}")
-        new = {name: value for name, value in params.items() if known is None or name not in known.data.params}
-        self._client.log_batch(self._runs[key], params=[Param(name, str(value)) for name, value in new.items()])
-
-    def _log_data(self, key: str, data: DataRef, fold: int) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        dataset = Dataset(data.name, data.fingerprint[:12], "local", data.folder.as_uri())
-        tags = [InputTag("mlflow.data.context", "training"), InputTag("fold", str(fold))]
-        self._client.log_inputs(self._runs[key], [DatasetInput(dataset, tags)])
-        self._tag(key, {"proseg.data": data.name, "proseg.data_digest": data.fingerprint[:12],
-                        "proseg.data_label": data.label})  # fmt: skip
+        given = [_dataset(*part) for part in data]
+        about = {"proseg.data": given[0]["name"], "proseg.data_digest": given[0]["digest"],
+                 "proseg.data_label": data[0][0].label} if given else {}  # fmt: skip
+        self._append(
+            "run", key=key, name=name, parent=parent, tags=common | about | (tags or {}), data=given,
+            params={name: str(value) for name, value in (params or {}).items()}, time=_now(),
+        )  # fmt: skip
 
     def _epochs(self, key: str, folder: Path) -> None:
-        """Send the epochs that have not been sent, with the time at which they ended."""
+        """The epochs that have not been written down, with the time at which they ended."""
         objective = f"objective/{self._study.criterion.metric}"
-        new = [record for record in read_epochs(folder) if record["epoch"] > self._sent_epochs.get(key, 0)]
-        batch: list[Metric] = []
-        for record in new:
-            metrics = record["metrics"] | {objective: record["best"]}
-            points = _points(metrics, step=record["epoch"], seconds=record["time"])
-            if len(batch) + len(points) > MOST_METRICS:  # an epoch is sent whole: its objective tells that it was
-                self._log(key, batch)
-                batch = []
-            batch += points
-        if new:
-            self._log(key, batch)
-            self._sent_epochs[key] = new[-1]["epoch"]
+        new = [record for record in read_epochs(folder) if record["epoch"] > self._epochs_of.get(key, 0)]
+        points = [
+            _point(r["metrics"] | {objective: r["best"]}, step=r["epoch"], time=int(1000 * r["time"])) for r in new
+        ]
+        if points:
+            self._append("metrics", key=key, points=points)
+            self._epochs_of[key] = new[-1]["epoch"]
 
     def _metrics(self, key: str, values: dict[str, float], *, step: int) -> None:
-        # The time is taken now and not when it is sent: sending twice must be the same point.
-        self._log(key, _points(values, step=step, seconds=time.time()))
-
-    def _log(self, key: str, points: list["Metric"]) -> None:
-        self._send(lambda: self._client.log_batch(self._runs[key], metrics=points))
+        new = {name: value for name, value in values.items() if self._told.get(f"{key} {name}") != (step, value)}
+        point = _point(new, step=step, time=_now())
+        if point[2]:
+            self._append("metrics", key=key, points=[point])
 
     def _files(self, key: str, paths: Iterable[Path], under: str | None = None) -> None:
-        for path in paths:
-            if path.exists():
-                self._send(lambda path=path: self._client.log_artifact(self._runs[key], str(path), under))
+        found = [str(path.relative_to(self._study.folder)) for path in paths if path.exists()]
+        if found:
+            self._append("files", key=key, paths=found, under=under)
 
-    def _end(self, key: str, status: str, tags: dict[str, str]) -> None:
-        self._send(lambda: self._client.set_terminated(self._runs[key], status))
-        self._send(lambda: self._tag(key, tags))  # last: by its state a run is known to have all that belongs to it
+    def _mark_best(self, key: str) -> None:
+        if self._best not in (None, key):  # of an earlier process, which knew of fewer trials
+            self._append("tags", key=self._best, tags={"proseg.best": "false"})
+        self._append("tags", key=key, tags={"proseg.best": "true"})
 
-    def _tag(self, key: str, tags: dict[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        self._client.log_batch(self._runs[key], tags=[RunTag(name, value) for name, value in tags.items()])
-
-
-# --- addresses --------------------------------------------------------------------------------------------------------
-
-
-def local_uri(home: Path) -> str:
-    """The store in the workspace."""
-    return f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"
-
-
-def artifact_folder(home: Path) -> Path:
-    return home / "mlflow" / "artifacts"
-
-
-def tracking_uri(home: Path) -> str:
-    """MLFLOW_TRACKING_URI if it is set, else the store in the workspace, whose folder is made."""
-    given = os.environ.get("MLFLOW_TRACKING_URI")
-    if given:
-        return given
-    (home / "mlflow").mkdir(parents=True, exist_ok=True)
-    return local_uri(home)
-
-
-def _local_lock(home: Path) -> AbstractContextManager:
-    """Held by who makes or changes the workspace's own store; nothing where a server does its own locking."""
-    if tracking_uri(home) != local_uri(home):
-        return nullcontext()
-    return FileLock(home / "mlflow" / ".lock")
+    def _end(self, key: str, status: str, state: str, tags: dict[str, str] | None = None) -> None:
+        self._append("status", key=key, status=status, tags={"proseg.state": state} | (tags or {}), time=_now())
 
 
 def study_page(server: str, experiment: str, study: Study) -> str:
@@ -406,23 +240,6 @@ def study_page(server: str, experiment: str, study: Study) -> str:
     ascending = str(not study.criterion.maximize).lower()
     return (f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning&searchFilter={quote(query)}"
             f"&orderByKey={quote(metric)}&orderByAsc={ascending}&compareRunsMode=CHART")  # fmt: skip
-
-
-def quieten() -> None:
-    """MLflow's telemetry off, its waits short and its log at warnings, unless the user has set it otherwise."""
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    import mlflow  # noqa: F401, now: importing it sets its log to INFO
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def _points(values: dict[str, float], *, step: int, seconds: float) -> list["Metric"]:
-    """Those that are numbers, which MLflow's stores want."""
-    from mlflow.entities import Metric
-
-    return [Metric(name, value, int(1000 * seconds), step) for name, value in values.items() if math.isfinite(value)]
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -470,5 +287,19 @@ def _user() -> str:
         return "unknown"
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def _config(config: TrainConfig) -> dict[str, Any]:
+    return {f"config/{name}": value for name, value in config.flat().items()}
+
+
+def _dataset(data: DataRef, fold: int) -> dict[str, str]:
+    return {"name": data.name, "digest": data.fingerprint[:12], "source": data.folder.as_uri(), "fold": str(fold)}
+
+
+def _point(values: dict[str, float], *, step: int, time: int) -> tuple[int, int, dict[str, float]]:
+    """Those that are numbers, which MLflow's stores want."""
+    return step, time, {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def _now() -> int:
+    """Milliseconds since 1970: taken when a thing happens and not when it is sent, which may be twice."""
+    return int(1000 * time.time())

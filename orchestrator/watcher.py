@@ -19,3 +19,6 @@ class Watcher(Protocol):
 
     def note(self, text: str) -> None:
         """Something a person should know."""
+
+    def tracking(self, text: str | None) -> None:
+        """MLflow has not got what there is, and why; None: it has. Called from a thread of its own."""

@@ -20,11 +20,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
+from proseg.colours import RATER_COLOURS
 from proseg.data.store import Store
 from proseg.errors import DataError
 
-RATER_COLOURS = ("#00a5ff", "#ffd000", "#ff3b8d", "#3ddc6e", "#b08bff", "#ff8c3b")
-"""Apart from each other on grey, also for most who see colours differently; further raters repeat them."""
 RATER_MARKERS = "os^DvPX*"
 GOLD_COLOUR = "#3a3a3a"
 METHOD_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")

@@ -2,8 +2,8 @@
 
 Both rest on the same files, so a trial, the last stage and a notebook resume in the same way. The folder holds
 `last.safetensors` (resumes to the bit), `previous.safetensors` (the one before, should `last` be damaged),
-`best.safetensors` (the weights to keep) and `epochs.jsonl` (one line an epoch). A training that finds its own `last`
-goes on from it.
+`best.safetensors` (the weights to keep), `samples.npz` (what those make of a few validation slices) and `epochs.jsonl`
+(one line an epoch). A training that finds its own `last` goes on from it.
 """
 
 import logging
@@ -27,19 +27,21 @@ from proseg.records import (
     EPOCHS,
     LAST,
     PREVIOUS,
+    SAMPLES,
     Criterion,
     append_line,
     read_epochs,
     write_atomically,
 )
+from proseg.samples import choose, take
 from proseg.train import EpochReport, train
 
 
 def fit(config: TrainConfig, data: Path, fold: Fold, folder: Path, criterion: Criterion) -> Iterator[dict[str, Any]]:
     """Train on a fold, yielding the record of each epoch.
 
-    A record holds epoch, time (seconds since 1970), seconds (the epoch took), memory (bytes of GPU memory at most,
-    None on a CPU), best (so far), finished (the last epoch) and metrics.
+    A record holds epoch, time (seconds since 1970), seconds (the epoch took), cpu (seconds of this process in it),
+    memory (bytes of GPU memory at most, None on a CPU), best (so far), finished (the last epoch) and metrics.
 
     Ends before `config.epochs` when `config.patience` epochs in a row were not better than the best.
 
@@ -56,7 +58,8 @@ def fit(config: TrainConfig, data: Path, fold: Fold, folder: Path, criterion: Cr
     best, best_epoch = (resume.extra["best"], resume.extra["best_epoch"]) if resume else (None, 0)
     if resume and _patience_over(config, resume.epoch, best_epoch):
         return
-    began = time.monotonic()
+    pictured = choose(store, store.cases(fold.val), config.data.crop) if rank() == 0 else []
+    began, spent = time.monotonic(), time.process_time()
     for report in train(config, store, fold, resume=resume):
         value = criterion.of(report.metrics)
         improved = criterion.better(value, best)
@@ -65,15 +68,18 @@ def fit(config: TrainConfig, data: Path, fold: Fold, folder: Path, criterion: Cr
         finished = report.epoch == config.epochs or _patience_over(config, report.epoch, best_epoch)
         record = {
             "epoch": report.epoch, "time": known.get(report.epoch, time.time()), "seconds": time.monotonic() - began,
-            "memory": _gpu_memory(), "best": best, "finished": finished, "metrics": report.metrics,
+            "cpu": time.process_time() - spent, "memory": _gpu_memory(), "best": best, "finished": finished,
+            "metrics": report.metrics,
         }  # fmt: skip
         if rank() == 0:
             append_line(folder / EPOCHS, record)  # first: an epoch that is trained twice counts once, a lost one never
+            if improved:
+                take(report.state.best_guess, store, pictured, report.epoch).write(folder / SAMPLES)
             _save(report, config, folder, {"best": best, "best_epoch": best_epoch}, improved)
         yield record
         if finished:
             return
-        began = time.monotonic()
+        began, spent = time.monotonic(), time.process_time()
 
 
 def _resumable(folder: Path, config: TrainConfig) -> Checkpoint | None:

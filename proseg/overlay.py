@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from proseg.figures import RATER_COLOURS
+from proseg.colours import RATER_COLOURS
 
 FEWEST_PIXELS = 2
 """Along an axis, of a mask that has a contour."""

@@ -16,6 +16,8 @@ LAST, PREVIOUS, BEST, EPOCHS, CONFIG = (
     "last.safetensors", "previous.safetensors", "best.safetensors", "epochs.jsonl", "config.json",
 )  # fmt: skip
 """The files of a training."""
+SAMPLES = "samples.npz"
+"""Of a training too: what the weights of BEST make of a few validation slices (`proseg.pictures`)."""
 WEIGHTS, DATA, METRICS, ENVIRONMENT, CARD, CASES = (
     "model.safetensors", "data.json", "metrics.json", "environment.json", "README.md", "cases.parquet",
 )  # fmt: skip

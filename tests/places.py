@@ -37,7 +37,9 @@ class Place:
 
     def environment(self, **more: str) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PROSEG_"))}
-        return inherited | {"PROSEG_HOME": str(self.home)} | more
+        # Without a server, which takes seconds to start; MLFLOW_TRACKING_URI="" has one.
+        store = f"sqlite:///{self.home}/mlflow/mlflow.db"
+        return inherited | {"PROSEG_HOME": str(self.home), "MLFLOW_TRACKING_URI": store} | more
 
     def space(self, **changes: Any) -> str:
         defaults = {"data": str(self.store.folder), "search": SEARCH, "scheduler": {"grace_epochs": 1}}

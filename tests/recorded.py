@@ -9,8 +9,8 @@ from mlflow.entities import Metric, Param, RunTag
 
 from orchestrator import pages
 from orchestrator.results import Trial
+from orchestrator.stores import artifact_folder, local_uri, quieten
 from orchestrator.study import Study
-from orchestrator.tracking import artifact_folder, local_uri, quieten
 from proseg.records import read_epochs
 
 STATUS = {"running": "RUNNING", "failed": "FAILED", "interrupted": "KILLED"}

@@ -36,7 +36,7 @@ from tests.studies import (
     write_epochs,
 )
 
-STUDIES = ["launch", "resume", "stop", "explain", "best", "compare", "status", "ui"]
+STUDIES = ["launch", "resume", "stop", "explain", "best", "compare", "report", "status", "ui"]
 COMMANDS = [*STUDIES, "data", "data list", "data show", "data standin", "data prepare", "data check"]
 SLOW_IMPORTS = ("torch", "ray", "mlflow", "optuna")
 
@@ -855,7 +855,7 @@ def test_a_study_that_does_not_run_cannot_be_stopped(study: Study, state):
 @pytest.fixture
 def unfinished(study: Study, monkeypatch: pytest.MonkeyPatch) -> Study:
     """It was interrupted; MLflow, whose store takes seconds to make, is not asked whether it answers."""
-    monkeypatch.setattr("orchestrator.launch.check_server", lambda home: None)
+    monkeypatch.setattr("orchestrator.launch.check_store", lambda home: None)
     write_state(study, "interrupted")
     return study
 

@@ -27,7 +27,7 @@ GPUS = [Node(cpus=8, gpus=2)]
 @pytest.fixture(autouse=True)
 def neither_a_probe_nor_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "probe", probe_of)
-    monkeypatch.setattr(launch, "check_server", lambda home: None)
+    monkeypatch.setattr(launch, "check_store", lambda home: None)
 
 
 @pytest.fixture
@@ -319,8 +319,6 @@ def test_a_budget_of_another_kind_is_refused(begun: Study, tmp_path: Path):
 class Deaf:
     """A tracker and a watcher that take everything."""
 
-    waiting, uri = 0, "there"
-
     def __init__(self, *_: Any):
         self.heard: list[tuple[Any, ...]] = []
 
@@ -335,7 +333,8 @@ def tracker(monkeypatch: pytest.MonkeyPatch) -> Deaf:
         yield None
 
     found = Deaf()
-    monkeypatch.setattr(launch, "MlflowTracker", lambda *_: found)
+    monkeypatch.setattr(launch, "SpoolTracker", lambda *_, **__: found)
+    monkeypatch.setattr("orchestrator.shipper.Shipper", Deaf)
     monkeypatch.setattr("orchestrator.session.keeper", keeper)
     monkeypatch.setattr("proseg.data.quality.report", brief_report)
     return found
@@ -424,23 +423,3 @@ def test_a_full_disk_delays_the_report_on_the_data(
     assert len(attempts) == 3
     assert len([text for name, text in watcher.heard if name == "note" and "no space left" in text]) == 1
     assert read_state(begun) == "finished"
-
-
-def test_records_that_mlflow_did_not_take_fail_a_study_in_the_end(
-    begun: Study, tmp_path: Path, tracker: Deaf, monkeypatch: pytest.MonkeyPatch
-):
-    searching(monkeypatch, lambda study: add_trial(study, 0, 0.5))
-    tracker.waiting = 3
-    with pytest.raises(StudyFailed, match="MLflow at there did not take 3 records of study s1; all of them are kept"):
-        launch.run(begun, tmp_path, Deaf())  # type: ignore[arg-type]
-    assert read_state(begun) == "finished"
-
-
-def test_a_store_that_is_gone_by_now_fails_a_study(begun: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def gone(*_: Any) -> None:
-        raise StudyError("MLflow does not answer any more")
-
-    monkeypatch.setattr(launch, "MlflowTracker", gone)
-    with pytest.raises(StudyError, match="does not answer"):
-        launch.run(begun, tmp_path, Deaf())  # type: ignore[arg-type]
-    assert read_state(begun) == "failed"

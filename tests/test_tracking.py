@@ -1,16 +1,22 @@
 """The record in MLflow, in a real SQLite store: whole, in order, once each, whatever happens on the way."""
 
+import contextlib
 import logging
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
-from orchestrator import tracking
+from orchestrator import sender, shipper, stores, tracking
 from orchestrator.results import Trial, read_trials
+from orchestrator.shipper import Shipping
+from orchestrator.spool import SPOOL, Spool, read_progress
+from orchestrator.stores import check_store, local_uri
 from orchestrator.study import Study, StudyError
-from orchestrator.tracking import MlflowTracker, check_server
+from orchestrator.tracking import SpoolTracker
 from orchestrator.trainings import Training
 from proseg.data.store import Store
 from tests.studies import LABEL, add_trial, make_store, make_study, write_epochs
@@ -32,11 +38,23 @@ def own_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
+@pytest.fixture(autouse=True)
+def every_epoch_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_EPOCHS", 0.0)
+
+
+def ship(study: Study, home: Path) -> Shipping:
+    """Send all there is into the workspace's store."""
+    check_store(home)
+    shipping = Shipping(study, home)
+    while shipping.ship(local_uri(home)):
+        pass
+    return shipping
+
+
 def runs_of(home: Path, study: str) -> dict[str, Any]:
     """The runs of a study by what they are: study, t000, final, blobs/0."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking.local_uri(home))
+    client = MlflowClient(local_uri(home))
     experiment = client.get_experiment_by_name("proseg-tune/test")
     found = client.search_runs([experiment.experiment_id], f"tags.`proseg.study` = '{study}'", max_results=1000)
     runs = {run.data.tags["proseg.uid"].removeprefix(f"{study}/").removeprefix("final/"): run for run in found}
@@ -46,16 +64,12 @@ def runs_of(home: Path, study: str) -> dict[str, Any]:
 
 def history(home: Path, run: Any, metric: str) -> list[tuple[int, float, int]]:
     """(step, value, milliseconds) of every point."""
-    from mlflow import MlflowClient
-
-    points = MlflowClient(tracking.local_uri(home)).get_metric_history(run.info.run_id, metric)
+    points = MlflowClient(local_uri(home)).get_metric_history(run.info.run_id, metric)
     return sorted((point.step, point.value, point.timestamp) for point in points)
 
 
 def files_of(home: Path, run: Any, under: str | None = None) -> set[str]:
-    from mlflow import MlflowClient
-
-    return {file.path for file in MlflowClient(tracking.local_uri(home)).list_artifacts(run.info.run_id, under)}
+    return {file.path for file in MlflowClient(local_uri(home)).list_artifacts(run.info.run_id, under)}
 
 
 def data_report(study: Study) -> Path:
@@ -67,9 +81,9 @@ def data_report(study: Study) -> Path:
     return folder
 
 
-def record(study: Study, home: Path, *, folds: int = 2) -> list[Trial]:
+def record(study: Study, *, folds: int = 2) -> list[Trial]:
     """A study as the driver tells it: two trials, then a final stage."""
-    tracker = MlflowTracker(study, home)
+    tracker = SpoolTracker(study)
     tracker.data_report(data_report(study))
     running = [Trial(number, {"optim.lr": 0.001 * (number + 1), "model.tau_size": 2}) for number in (0, 1, 2)]
     for trial in running:
@@ -94,7 +108,6 @@ def record(study: Study, home: Path, *, folds: int = 2) -> list[Trial]:
         (folder / "result.json").write_text("{}")
         tracker.fold_ended(study.data, fold, config, {"ged": 0.2 + fold, "dice_mean": 0.9})
     tracker.study_ended("finished", ended[0], {"cv/blobs/ged_mean": 0.7}, "the table")
-    assert tracker.waiting == 0
     return ended
 
 
@@ -103,7 +116,9 @@ def runs(home: Path, store: Store) -> dict[str, Any]:
     """The runs of a study that went well."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        record(make_study(home, store, name="well"), home)
+        study = make_study(home, store, name="well")
+        record(study)
+        ship(study, home)
         return runs_of(home, "well")
 
 
@@ -182,9 +197,8 @@ def test_configuration_and_best_weights_are_kept(home: Path, runs: dict[str, Any
     assert files_of(home, runs["blobs/0"]) >= {"config.json", "best.safetensors", "result.json"}
 
 
-def test_the_report_on_the_data_lies_with_the_study(home: Path, runs: dict[str, Any], store: Store):
+def test_the_report_on_the_data_lies_with_the_study(home: Path, runs: dict[str, Any]):
     assert files_of(home, runs["study"], "data") == {"data/report.md", "data/samples.png"}
-    assert runs["study"].data.tags["proseg.data_report"] == store.manifest.fingerprint[:12]
 
 
 def test_the_best_trial_is_marked_and_the_page_shows_the_table(runs: dict[str, Any]):
@@ -197,22 +211,23 @@ def test_the_best_trial_is_marked_and_the_page_shows_the_table(runs: dict[str, A
 
 def test_values_that_are_not_finite_are_dropped(home: Path, store: Store):
     study = make_study(home, store, name="infinite")
-    tracker = MlflowTracker(study, home)
+    tracker = SpoolTracker(study)
     trial = Trial(0, {"optim.lr": 0.001, "model.tau_size": 2})
     tracker.trial_started(trial)
     write_epochs(study.trial_folder(0), [0.5, 0.4], **{"val/odd": float("nan"), "val/high": float("inf")})
     tracker.trial_epochs(trial)
-    assert tracker.waiting == 0
+    ship(study, home)
     assert set(runs_of(home, "infinite")["t000"].data.metrics) == {"train/loss", "val/ged", "objective/ged"}
 
 
 def test_an_interrupted_study_is_killed(home: Path, store: Store):
     study = make_study(home, store, name="interrupted")
-    tracker = MlflowTracker(study, home)
+    tracker = SpoolTracker(study)
     trial = Trial(0, {"optim.lr": 0.001, "model.tau_size": 2})
     tracker.trial_started(trial)
     tracker.trial_ended(Trial(0, trial.values, "interrupted", reason="the study was ended while it ran"))
     tracker.study_ended("interrupted", None, {}, "")
+    ship(study, home)
     runs = runs_of(home, "interrupted")
     assert {name: run.info.status for name, run in runs.items()} == {"study": "KILLED", "t000": "KILLED"}
 
@@ -224,15 +239,11 @@ class Outage:
     """MLflow's client, of which some calls are refused, before or after the server did what was asked."""
 
     def __init__(self, patch: pytest.MonkeyPatch, calls: tuple[str, ...], *, done: bool = False):
-        from mlflow import MlflowClient
-
         self.down, self.refused = False, 0
         for name in calls:
             patch.setattr(MlflowClient, name, self._refusing(getattr(MlflowClient, name), done))
 
     def _refusing(self, call: Any, done: bool):
-        from mlflow.exceptions import MlflowException
-
         def refuse(*args: Any, **named: Any) -> Any:
             if not self.down:
                 return call(*args, **named)
@@ -244,52 +255,60 @@ class Outage:
         return refuse
 
 
-def record_through(outage: Outage, study: Study, home: Path, patch: pytest.MonkeyPatch, *, until: str) -> None:
-    """Record a study; the store is away from the end of the first trial until this event is over."""
+EVERYTHING = ("log_batch", "create_run", "log_artifact", "log_inputs", "set_terminated", "search_runs")
 
-    def during(name: str, starts: bool, ends: bool) -> None:
-        event = getattr(MlflowTracker, name)
 
-        def wrapped(*args: Any, **named: Any) -> None:
-            outage.down = outage.down or starts
-            event(*args, **named)
-            if ends:
-                outage.down = False
-
-        patch.setattr(MlflowTracker, name, wrapped)
-
-    during("trial_epochs", starts=True, ends=False)
-    during(until, starts=False, ends=True)
-    record(study, home)
+def ship_through(outage: Outage, study: Study, home: Path) -> None:
+    """Send all there is, with an outage before every other attempt."""
+    check_store(home)
+    shipping, left = Shipping(study, home), True
+    while left:
+        outage.down = not outage.down
+        try:
+            left = shipping.ship(local_uri(home))
+        except MlflowException:
+            assert outage.down
+    outage.down = False
     assert outage.refused > 0
 
 
-EVERYTHING = ("log_batch", "create_run", "set_tag", "log_artifact", "log_inputs", "set_terminated", "search_runs")
-
-
-@pytest.mark.parametrize("calls", [("log_batch",), EVERYTHING])
-@pytest.mark.parametrize("pause", [0.0, 1000.0])
-@pytest.mark.parametrize("until", ["trial_ended", "fold_ended"])
+@pytest.mark.parametrize(
+    ("calls", "most", "done"),
+    [(("log_batch",), 1, False), (EVERYTHING, 1, False), (EVERYTHING, 5, True), (EVERYTHING, 1000, True)],
+)
 def test_an_outage_loses_nothing_and_duplicates_nothing(
-    home: Path, store: Store, runs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, calls: tuple[str, ...],
-    pause: float, until: str, caplog: pytest.LogCaptureFixture,
+    home: Path, store: Store, runs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, calls: tuple[str, ...], most: int,
+    done: bool,
 ):  # fmt: skip
-    """With a pause of 0 it is tried again at once, with one of 1000 s only at the end of the study."""
-    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_RETRIES", pause)
-    name = f"outage-{len(calls)}-{pause:g}-{until}"
-    with caplog.at_level(logging.CRITICAL, "orchestrator.tracking"):
-        record_through(Outage(monkeypatch, calls), make_study(home, store, name=name), home, monkeypatch, until=until)
-    same_as_without(home, runs_of(home, name), runs)
+    """`most`: records between two notes of how far it has got. `done`: what was asked was done, but not answered."""
+    monkeypatch.setattr(shipper, "MOST_RECORDS", most)
+    study = make_study(home, store, name=f"outage-{len(calls)}-{most}-{done}")
+    record(study)
+    with monkeypatch.context() as patch:
+        ship_through(Outage(patch, calls, done=done), study, home)
+    same_as_without(home, runs_of(home, study.name), runs)
 
 
-def test_what_was_done_without_an_answer_is_not_done_twice(
-    home: Path, store: Store, runs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
-    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_RETRIES", 1000.0)
-    outage = Outage(monkeypatch, ("log_batch", "create_run"), done=True)
-    with caplog.at_level(logging.CRITICAL, "orchestrator.tracking"):
-        record_through(outage, make_study(home, store, name="deaf"), home, monkeypatch, until="fold_ended")
-    same_as_without(home, runs_of(home, "deaf"), runs)
+def test_sending_everything_again_changes_nothing(home: Path, store: Store, runs: dict[str, Any]):
+    study = make_study(home, store, name="twice")
+    record(study)
+    for _ in range(3):
+        shipping = ship(study, home)
+        assert (shipping.progress.points, shipping.records_left, shipping.progress.refused) == (
+            Spool(study.folder).points, 0, 0,
+        )  # fmt: skip
+        (study.folder / "mlflow.json").unlink()
+    same_as_without(home, runs_of(home, "twice"), runs)
+
+
+def test_what_was_sent_is_not_sent_again(home: Path, store: Store, monkeypatch: pytest.MonkeyPatch):
+    study = make_study(home, store, name="once")
+    record(study)
+    ship(study, home)
+    outage = Outage(monkeypatch, ("log_batch", "create_run", "log_artifact", "log_inputs", "set_terminated"))
+    outage.down = True
+    ship(study, home)
+    assert outage.refused == 0
 
 
 def same_as_without(home: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -306,17 +325,35 @@ def same_as_without(home: Path, found: dict[str, Any], expected: dict[str, Any])
             assert points == [point[:2] for point in history(home, run, metric)], (name, metric)
 
 
-def test_an_outage_until_the_end_is_counted(
-    home: Path, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_record_that_is_never_taken_does_not_hold_up_the_others(
+    home: Path, store: Store, runs: dict[str, Any], caplog: pytest.LogCaptureFixture
 ):
-    study = make_study(home, store, name="away")
-    tracker = MlflowTracker(study, home)
-    Outage(monkeypatch, EVERYTHING).down = True
-    tracker.trial_started(Trial(0, {"optim.lr": 0.001, "model.tau_size": 2}))
+    study = make_study(home, store, name="refused")
+    spool = Spool(study.folder)
+    spool.append("metrics", key="t000", points=[[1, 1, {"early": 1.0}]])
+    record(study)
+    spool.append("metrics", key="t000", points=[[1, 1, {"no @ in names": 1.0}]])
+    spool.append("tags", key="t000", tags={"after": "it"})
+    with caplog.at_level(logging.WARNING, "orchestrator.shipper"):
+        shipping = ship(study, home)
+    assert (shipping.progress.refused, shipping.records_left) == (2, 0)
+    assert any("t000: its run was refused" in message for message in caplog.messages)
+    assert any("no @ in names" in message for message in caplog.messages)
+    found = runs_of(home, "refused")
+    assert found["t000"].data.tags["after"] == "it"
+    same_as_without(home, found, runs)
+
+
+def test_half_a_record_waits_for_its_end(home: Path, store: Store):
+    study = make_study(home, store, name="torn")
+    tracker = SpoolTracker(study)
+    whole = (study.folder / SPOOL).read_bytes()
+    with open(study.folder / SPOOL, "ab") as file:
+        file.write(b'{"op": "tags", "key": "stu')
+    assert ship(study, home).progress.offset == len(whole)
     tracker.study_ended("finished", None, {}, "")
-    assert tracker.waiting > 3
-    said = [message for message in caplog.messages if "records wait" in message]
-    assert len(said) == 1, "one outage is told once"
+    ship(study, home)
+    assert runs_of(home, "torn")["study"].info.status == "FINISHED"
 
 
 # The store itself
@@ -327,15 +364,15 @@ def test_a_store_that_cannot_be_used_is_one_sentence(tmp_path: Path, monkeypatch
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(StudyError, match="MLFLOW_TRACKING_URI") as error:
-        check_server(tmp_path)
+        check_store(tmp_path)
     assert uri in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_the_store_lies_in_the_workspace_unless_a_uri_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    assert tracking.tracking_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
+    assert stores.tracking_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    assert tracking.tracking_uri(tmp_path) == "http://127.0.0.1:5000"
+    assert stores.tracking_uri(tmp_path) == "http://127.0.0.1:5000"
 
 
 def test_the_page_of_a_study_lists_its_trials_best_first(home: Path, store: Store):
@@ -348,10 +385,11 @@ def test_the_page_of_a_study_lists_its_trials_best_first(home: Path, store: Stor
 def test_a_final_stage_that_breaks_off_says_so(home: Path, store: Store, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     study = make_study(home, store, name="broken-off")
-    tracker, config = MlflowTracker(study, home), study.config_of({})
+    tracker, config = SpoolTracker(study), study.config_of({})
     tracker.folds_started([(study.data, fold, config) for fold in (0, 1)])
     tracker.fold_ended(study.data, 0, config, {"ged": 0.2})
     tracker.study_ended("failed", None, {}, "")
+    ship(study, home)
     found = runs_of(home, "broken-off")
     ended = {name: (run.info.status, run.data.tags["proseg.state"]) for name, run in found.items()}
     assert ended["blobs/0"] == ("FINISHED", "complete")
@@ -366,12 +404,16 @@ def test_runs_with_numbers_of_several_sets_bear_the_label_of_each(runs: dict[str
 def test_an_experiment_that_was_deleted_in_the_pages_is_used_again(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ):
-    from mlflow import MlflowClient
-
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    first = MlflowTracker(make_study(tmp_path, store, name="first"), tmp_path)
-    MlflowClient(first.uri).delete_experiment(first.experiment)
-    assert MlflowTracker(make_study(tmp_path, store, name="second"), tmp_path).experiment == first.experiment
+    for name in ("first", "second"):
+        study = make_study(tmp_path, store, name=name)
+        SpoolTracker(study)
+        ship(study, tmp_path)
+        (run,) = runs_of(tmp_path, name).values()
+        if name == "first":
+            experiment = run.info.experiment_id
+            MlflowClient(local_uri(tmp_path)).delete_experiment(experiment)
+    assert run.info.experiment_id == experiment
 
 
 @pytest.mark.parametrize("content", [b"no database", b"SQLite format 3"])
@@ -380,61 +422,79 @@ def test_a_store_that_is_no_database_is_one_sentence(tmp_path: Path, monkeypatch
     (tmp_path / "mlflow").mkdir()
     (tmp_path / "mlflow" / "mlflow.db").write_bytes(content * 100)
     with pytest.raises(StudyError, match="cannot be used") as error:
-        check_server(tmp_path)
+        check_store(tmp_path)
     assert "\n" not in str(error.value)
 
 
 # A driver that dies while it ends a trial
 
 
-@pytest.mark.parametrize("done", [False, True])
-@pytest.mark.parametrize("name", ["_tag", "set_terminated"])
+@pytest.mark.parametrize("last", range(4))
 def test_a_run_is_not_left_open_by_a_driver_that_dies_as_it_ends_it(
-    home: Path, store: Store, monkeypatch: pytest.MonkeyPatch, name: str, done: bool
+    home: Path, store: Store, monkeypatch: pytest.MonkeyPatch, last: int
 ):
-    study = make_study(home, store, name=f"dies{name}{done}")
-    tracker = MlflowTracker(study, home)
+    """After each of the records that the end of a trial makes."""
+    study = make_study(home, store, name=f"dies{last}")
+    tracker = SpoolTracker(study)
     tracker.trial_started(Trial(0, {"optim.lr": 0.001, "model.tau_size": 2}))
     ended = add_trial(study, 0, 0.3, "stopped early", reason="ASHA")
-    owner = tracker if name == "_tag" else tracker._client
-    original = getattr(owner, name)
+    written, append = [], Spool.append
 
-    def dies(*args: Any) -> None:
-        if done:
-            original(*args)
-        raise KeyboardInterrupt
+    def dies(spool: Spool, op: str, **fields: Any) -> None:
+        if len(written) == last:
+            raise KeyboardInterrupt
+        written.append(op)
+        append(spool, op, **fields)
 
-    monkeypatch.setattr(owner, name, dies)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(Spool, "append", dies)
         tracker.trial_ended(ended)
-    MlflowTracker(study, home, read_trials(study))
+    assert written == ["metrics", "files", "status"][:last]
+    SpoolTracker(study, read_trials(study))
+    ship(study, home)
     run = runs_of(home, study.name)["t000"]
     assert (run.info.status, run.data.tags["proseg.state"]) == ("FINISHED", "stopped early")
+    assert [step for step, *_ in history(home, run, "train/loss")] == [1]
 
 
 # Epochs in quick succession
 
 
-def test_epochs_that_end_soon_one_after_another_are_sent_together(
+def test_epochs_that_end_soon_one_after_another_are_written_down_together(
     home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     study = make_study(home, store, name="together")
-    monkeypatch.setattr("orchestrator.tracking.MOST_METRICS", 9)  # of three epochs, three numbers each
-    tracker, trial = MlflowTracker(study, home), Trial(0, {"optim.lr": 0.001, "model.tau_size": 2})
+    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_EPOCHS", 1000.0)
+    tracker, trial = SpoolTracker(study), Trial(0, {"optim.lr": 0.001, "model.tau_size": 2})
     tracker.trial_started(trial)
-    sent, log_batch = [], tracker._client.log_batch
-
-    def counted(run: str, metrics: Any = (), **more: Any) -> None:
-        sent.append([point.step for point in metrics if point.key == "objective/ged"])
-        log_batch(run, metrics=metrics, **more)
-
-    monkeypatch.setattr(tracker._client, "log_batch", counted)
     for epoch in range(1, 8):
         add_trial(study, 0, 0.3, "running", epoch=epoch)
         tracker.trial_epochs(trial)
-    assert sent == [[1]]
     tracker.trial_ended(add_trial(study, 0, 0.3, epoch=8))
-    assert [steps for steps in sent if steps] == [[1], [2, 3, 4], [5, 6, 7], [8]]
+    points = [record["points"] for record in tracker.spool.records() if record["op"] == "metrics"]
+    assert [[step for step, *_ in some] for some in points] == [[1], [2, 3, 4, 5, 6, 7, 8]]
+
+
+def test_metrics_of_a_run_are_sent_many_at_a_time_and_before_what_follows_them():
+    points = [[step, step, {"loss": 1.0}] for step in range(4)]
+    records = [
+        {"op": "metrics", "key": "a", "points": points[:1]}, {"op": "metrics", "key": "b", "points": points[:2]},
+        {"op": "metrics", "key": "a", "points": points[1:3]}, {"op": "status", "key": "a"},
+        {"op": "metrics", "key": "a", "points": points[3:]},
+    ]  # fmt: skip
+    sent = [(record["op"], record["key"], len(record.get("points", []))) for record in sender.together(records)]
+    assert sent == [("metrics", "a", 3), ("metrics", "b", 2), ("status", "a", 0), ("metrics", "a", 1)]
+    assert [len(record.get("points", [])) for record in records] == [1, 2, 2, 0, 1], "they may be sent again"
+
+
+def test_mlflow_is_never_given_more_than_it_takes_at_once(home: Path, store: Store, monkeypatch: pytest.MonkeyPatch):
+    study = make_study(home, store, name="many")
+    monkeypatch.setattr(sender, "MOST_METRICS", 4)
+    tracker, trial = SpoolTracker(study), Trial(0, {"optim.lr": 0.001, "model.tau_size": 2})
+    tracker.trial_started(trial)
+    tracker.trial_ended(add_trial(study, 0, 0.3, epoch=9))
+    ship(study, home)
+    assert [step for step, *_ in history(home, runs_of(home, "many")["t000"], "train/loss")] == list(range(1, 10))
 
 
 # A study that goes on
@@ -444,7 +504,7 @@ GOES_ON = [Trial(number, {"optim.lr": 0.001 * (number + 1), "model.tau_size": 2}
 
 def killed(study: Study, home: Path) -> list[Trial]:
     """A study whose driver died: one trial had ended, one had ended in the log only, one was at its first epoch."""
-    tracker = MlflowTracker(study, home)
+    tracker = SpoolTracker(study)
     for trial in GOES_ON:
         tracker.trial_started(trial)
     tracker.trial_ended(add_trial(study, 0, 0.3, epoch=2))
@@ -453,20 +513,20 @@ def killed(study: Study, home: Path) -> list[Trial]:
     add_trial(study, 1, 0.4, epoch=2)
     add_trial(study, 2, 0.5, "running", epoch=1)
     tracker.trial_epochs(GOES_ON[2])
-    assert tracker.waiting == 0
+    ship(study, home)
     return read_trials(study)
 
 
 def finish(study: Study, home: Path, trials: list[Trial]) -> None:
     """What the driver that goes on tells."""
-    tracker = MlflowTracker(study, home, trials)
+    tracker = SpoolTracker(study, trials)
     tracker.trial_started(GOES_ON[2])
     tracker.trial_epochs(GOES_ON[2])
     ended = add_trial(study, 2, 0.2, "stopped early", epoch=3, reason="ASHA")
     tracker.trial_epochs(GOES_ON[2])
     tracker.trial_ended(ended)
     tracker.study_ended("finished", ended, {}, "")
-    assert tracker.waiting == 0
+    ship(study, home)
 
 
 EPOCHS_OF = {"t000": [1, 2], "t001": [1, 2], "t002": [1, 2, 3]}
@@ -501,7 +561,7 @@ def test_a_study_that_goes_on_makes_no_run_and_sends_no_epoch_twice(home: Path, 
 def test_a_study_whose_store_is_gone_is_sent_again_from_the_log(home: Path, store: Store):
     study = make_study(home, store, name="rebuilt")
     trials = killed(study, home)
-    client = MlflowTracker(study, home, trials)._client
+    client = MlflowClient(local_uri(home))
     for run in runs_of(home, "rebuilt").values():
         client.delete_run(run.info.run_id)
     assert runs_of(home, "rebuilt") == {}
@@ -511,55 +571,65 @@ def test_a_study_whose_store_is_gone_is_sent_again_from_the_log(home: Path, stor
 
 def test_a_study_that_goes_on_runs_until_it_ends_again(home: Path, store: Store):
     study = make_study(home, store, name="again")
-    MlflowTracker(study, home).study_ended("interrupted", None, {}, "")
+    SpoolTracker(study).study_ended("interrupted", None, {}, "")
+    ship(study, home)
     assert runs_of(home, "again")["study"].info.status == "KILLED"
-    tracker = MlflowTracker(study, home)
+    tracker = SpoolTracker(study)
+    ship(study, home)
     run = runs_of(home, "again")["study"]
     assert (run.info.status, run.data.tags["proseg.state"]) == ("RUNNING", "running")
     tracker.study_ended("finished", None, {}, "")
+    ship(study, home)
     assert runs_of(home, "again")["study"].info.status == "FINISHED"
 
 
 def test_a_study_that_goes_on_elsewhere_keeps_what_it_was_begun_with(home: Path, store: Store):
     """MLflow refuses another value of a parameter; nothing of it may hold up what comes after."""
     study = make_study(home, store, name="elsewhere")
-    MlflowTracker(study, home)
+    SpoolTracker(study)
+    ship(study, home)
     changed = study.model_copy(update={"resources": study.resources.model_copy(update={"concurrent": 2})})
-    assert MlflowTracker(changed, home).waiting == 0
+    (study.folder / SPOOL).unlink()  # as in a study that an earlier version has begun
+    SpoolTracker(changed)
+    assert ship(study, home).progress.refused == 0
     assert runs_of(home, "elsewhere")["study"].data.params["concurrent"] == "1"
 
 
 def test_only_one_trial_is_the_best(home: Path, store: Store):
     study = make_study(home, store, name="best")
     first, second = add_trial(study, 0, 0.3), add_trial(study, 1, 0.2)
-    MlflowTracker(study, home, [first, second]).study_ended("interrupted", first, {}, "")
-    MlflowTracker(study, home, [first, second]).study_ended("finished", second, {}, "")
+    SpoolTracker(study, [first, second]).study_ended("interrupted", first, {}, "")
+    SpoolTracker(study, [first, second]).study_ended("finished", second, {}, "")
+    ship(study, home)
     best = [name for name, run in runs_of(home, "best").items() if run.data.tags.get("proseg.best") == "true"]
     assert best == ["t001"]
 
 
-def test_the_report_on_the_data_is_sent_once_though_its_first_attempt_got_no_answer(
-    home: Path, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
-    from mlflow import MlflowClient
-
+def test_the_report_on_the_data_is_written_down_once(home: Path, store: Store):
     study = make_study(home, store, name="reported")
-    with monkeypatch.context() as patch, caplog.at_level(logging.CRITICAL, "orchestrator.tracking"):
-        tracker = MlflowTracker(study, home)
-        Outage(patch, EVERYTHING).down = True
-        tracker.data_report(data_report(study))
-        assert tracker.waiting == 3
-    sent, log_artifact = [], MlflowClient.log_artifact
-
-    def heard(client: Any, run: str, path: str, *rest: Any) -> None:
-        sent.append(Path(path).name)
-        log_artifact(client, run, path, *rest)
-
-    monkeypatch.setattr(MlflowClient, "log_artifact", heard)
     for _ in range(3):
-        MlflowTracker(study, home).data_report(data_report(study))
-    assert [name for name in sent if name != "study.json"] == ["report.md", "samples.png"]
+        SpoolTracker(study).data_report(data_report(study))
+    sent = [record["paths"] for record in Spool(study.folder).records() if record["op"] == "files"]
+    assert sent == [["data/report.md", "data/samples.png"]]
+    ship(study, home)
     assert files_of(home, runs_of(home, "reported")["study"], "data") == {"data/report.md", "data/samples.png"}
+
+
+def test_another_store_is_sent_everything(home: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As when a study of one's own is shown to others."""
+    study = make_study(home, store, name="shown")
+    record(study)
+    ship(study, home)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    monkeypatch.chdir(tmp_path)  # where such a store keeps its artifacts
+    check_store(home)
+    assert Shipping(study, home).progress.offset == 0
+    shipping = Shipping(study, home)
+    while shipping.ship(f"sqlite:///{tmp_path}/other.db"):
+        pass
+    assert shipping.records_left == 0
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert read_progress(study.folder, "workspace").offset == shipping.progress.offset
 
 
 # The confirmation
@@ -575,13 +645,14 @@ def repeats(study: Study, store: Store, count: int = 2) -> list[Training]:
 
 def test_every_repeat_of_the_confirmation_has_a_run(home: Path, store: Store):
     study = make_study(home, store, name="confirmed")
-    tracker, trainings = MlflowTracker(study, home), repeats(study, store)
+    tracker, trainings = SpoolTracker(study), repeats(study, store)
     tracker.repeats_started(trainings)
     for repeat, training in enumerate(trainings):
         write_epochs(training.folder, [0.5, 0.25])
         (training.folder / "result.json").write_text("{}")
         tracker.repeat_ended(training, 0.3 + repeat)
     tracker.study_ended("finished", None, {}, "")
+    ship(study, home)
     found = runs_of(home, "confirmed")
     names = {training.name for training in trainings}
     assert set(found) == {"study", "confirm", *names}
@@ -599,13 +670,14 @@ def test_every_repeat_of_the_confirmation_has_a_run(home: Path, store: Store):
 
 def test_a_repeat_that_failed_says_so_in_a_study_that_went_well(home: Path, store: Store):
     study = make_study(home, store, name="tolerant")
-    tracker, trainings = MlflowTracker(study, home), repeats(study, store)
+    tracker, trainings = SpoolTracker(study), repeats(study, store)
     tracker.repeats_started(trainings)
     for training in trainings:
         training.folder.mkdir(parents=True)
     (trainings[1].folder / "failure.json").write_text("{}")
     tracker.repeat_ended(trainings[0], 0.3)
     tracker.study_ended("finished", None, {}, "")
+    ship(study, home)
     found = runs_of(home, "tolerant")
     ended = {name: (run.info.status, run.data.tags["proseg.state"]) for name, run in found.items()}
     assert ended[trainings[0].name] == ended["confirm"] == ("FINISHED", "complete")
@@ -618,10 +690,11 @@ def test_a_confirmation_that_goes_on_makes_no_run_twice(home: Path, store: Store
     trainings = repeats(study, store)
     write_epochs(trainings[0].folder, [0.5, 0.25])
     for state in ("interrupted", "finished"):
-        tracker = MlflowTracker(study, home)
+        tracker = SpoolTracker(study)
         tracker.repeats_started(trainings)
         tracker.repeat_ended(trainings[0], 0.3)
         tracker.study_ended(state, None, {}, "")
+        ship(study, home)
     found = runs_of(home, "confirms-on")
     assert len(found) == 4
     assert [step for step, *_ in history(home, found[trainings[0].name], "objective/ged")] == [1, 2]

@@ -27,7 +27,7 @@ from proseg.fit import fit
 from proseg.generate import binarise, mean_maps
 from proseg.method import Method
 from proseg.multihead import MultiHeadUNet
-from proseg.records import BEST, CONFIG, EPOCHS, LAST, PREVIOUS, Criterion, drop_resumable, read_epochs
+from proseg.records import BEST, CONFIG, EPOCHS, LAST, PREVIOUS, SAMPLES, Criterion, drop_resumable, read_epochs
 from proseg.train import EpochReport, TrainState, make_optimizer, model_of, set_learning_rate, train, train_step
 from tests.studies import make_store
 
@@ -393,7 +393,7 @@ def test_fit_leaves_checkpoints_records_and_configuration(
     tmp_path: Path, tiny_config: TrainConfig, tiny_store: Store, fold: Fold, reports: list[EpochReport]
 ):
     records = list(fit(tiny_config, tiny_store.folder, fold, tmp_path, GED))
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([LAST, PREVIOUS, BEST, EPOCHS, CONFIG])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([LAST, PREVIOUS, BEST, EPOCHS, CONFIG, SAMPLES])
     assert read_epochs(tmp_path) == records
     assert [record["metrics"] for record in records] == [report.metrics for report in reports]
     last, best = load_checkpoint(tmp_path / LAST), load_checkpoint(tmp_path / BEST)
@@ -489,7 +489,7 @@ def test_a_checkpoint_of_another_version_is_not_taken_for_damaged(
 def test_what_resumes_is_dropped_and_the_weights_stay(interrupted: Path):
     drop_resumable(interrupted)
     drop_resumable(interrupted)
-    assert {path.name for path in interrupted.iterdir()} == {BEST, EPOCHS, CONFIG}
+    assert {path.name for path in interrupted.iterdir()} == {BEST, EPOCHS, CONFIG, SAMPLES}
 
 
 def test_a_diverging_fit_keeps_the_checkpoints_of_the_epochs_before(

@@ -57,7 +57,7 @@ def names(wheel: Path) -> list[str]:
 def test_the_wheel_carries_its_data(wheel: Path):
     assert set(names(wheel)) >= {
         "proseg/data/lidc_contours.parquet", "proseg/data/LIDC-IDRI-ATTRIBUTION.md", "search_spaces/demo.toml",
-        "search_spaces/lidc.toml", "search_spaces/npc.toml",
+        "search_spaces/lidc.toml", "search_spaces/npc.toml", "orchestrator/report/page.html",
     }  # fmt: skip
     kept = {path.name for path in (ROOT / "proseg" / "data").iterdir() if path.suffix in (".parquet", ".csv", ".md")}
     assert {f"proseg/data/{name}" for name in kept} <= set(names(wheel))

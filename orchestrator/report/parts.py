@@ -1,8 +1,17 @@
 """What a report consists of, whatever it is written as: sections of text, tables and figures."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 Cell = str | float | int | None
+PRECISION = ".4g"
+"""Of numbers with a point, in columns that do not say otherwise."""
+
+
+def slug(name: str) -> str:
+    """A name as a part of a file's: letters, digits, hyphens."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name)
 
 
 @dataclass(frozen=True)
@@ -16,6 +25,16 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
     """Sentences below it."""
+    formats: Mapping[str, str] = field(default_factory=dict)
+    """How a column's numbers are written, as in {"ged (val)": ".4f"}."""
+
+    def words(self, row: tuple[Cell, ...]) -> tuple[str, ...]:
+        """A row as it is read."""
+        return tuple(
+            format(cell, f"z{self.formats.get(column, PRECISION)}") if isinstance(cell, float)
+            else "" if cell is None else str(cell)
+            for column, cell in zip(self.columns, row, strict=True)
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,10 +54,35 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """Text to be copied as it stands: commands, a file."""
+
+    caption: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Section:
     """One chapter. One that does not apply says so in its text and is not left out silently."""
 
     title: str
     text: tuple[str, ...] = ()
     """Paragraphs, plain."""
-    parts: tuple[Table | Figure, ...] = ()
+    parts: tuple[Table | Figure | Listing, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """All of it, before it is written as anything."""
+
+    study: str
+    state: str
+    made: str
+    """When: a date and a time, UTC."""
+    label: str
+    """Of the data; what is simulated says so."""
+    answer: tuple[str, ...]
+    """What came out, in sentences: the first thing that is read."""
+    facts: tuple[tuple[str, str], ...]
+    """The few numbers that matter most, each under its name."""
+    sections: tuple[Section, ...]

@@ -1,0 +1,174 @@
+"""Sends what a study's spool holds to one MLflow store: in order, and as often as need be, for twice is once.
+
+Runs are known by their `proseg.uid`, metrics by their own times, files by their names.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.stores import artifact_folder, first_line, is_own, local_lock
+from orchestrator.study import Study
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+MOST_METRICS = 1000
+"""MLflow takes no more at once."""
+FINAL = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
+"""Answers that will be the same tomorrow. Everything else is an outage."""
+
+
+class Refused(Exception):
+    """The store answers, and will not take a record, now or later."""
+
+
+class Sender:
+    """One study's way to one store."""
+
+    def __init__(self, uri: str, study: Study, home: Path):
+        """Open the study's experiment and find the runs that it has there.
+
+        Raises:
+            MlflowException, OSError: the store does not answer.
+        """
+        from mlflow import MlflowClient
+
+        self._client = MlflowClient(uri)
+        self._study = study
+        with local_lock(home):
+            self.experiment = self._open_experiment(home)
+        self._known = {run.data.tags["proseg.uid"]: run for run in self._runs_of_the_study()}
+        self._in_doubt = False
+
+    def has(self, key: str) -> bool:
+        return self._uid(key) in self._known
+
+    def send(self, records: Iterable[dict[str, Any]]) -> list[str]:
+        """Send records in order, the metrics of a run many at a time; why some were refused.
+
+        Raises:
+            MlflowException, OSError: the store does not answer; what was sent may be sent again.
+        """
+        from mlflow.exceptions import MlflowException
+
+        refused = []
+        try:
+            for record in together(records):
+                try:
+                    self._send(record)
+                except Refused as error:
+                    refused.append(str(error))
+        except (MlflowException, OSError):
+            self._in_doubt = True  # what got no answer may have been done
+            raise
+        return refused
+
+    def _send(self, record: dict[str, Any]) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            getattr(self, f"_{record['op']}")(**{name: value for name, value in record.items() if name != "op"})
+        except MlflowException as error:
+            if error.error_code not in FINAL:
+                raise
+            raise Refused(f"{record.get('key', 'study')}: {first_line(error)}") from None
+
+    # --- the records, by their op -------------------------------------------------------------------------------------
+
+    def _run(
+        self, key: str, name: str, parent: str | None, tags: dict[str, str], params: dict[str, str],
+        data: list[dict[str, str]], time: int,
+    ) -> None:  # fmt: skip
+        from mlflow.entities import Param
+
+        if self._in_doubt and not self.has(key):
+            self._known |= {run.data.tags["proseg.uid"]: run for run in self._runs_of_the_study()}
+        if not self.has(key):
+            family = {"mlflow.parentRunId": self._id(parent)} if parent else {}
+            self._known[self._uid(key)] = self._client.create_run(
+                self.experiment, start_time=time, run_name=name, tags=tags | family
+            )
+        # MLflow refuses another value: a run keeps what it was begun with.
+        known = self._known[self._uid(key)].data.params
+        new = [Param(name, value) for name, value in params.items() if name not in known]
+        self._client.log_batch(self._id(key), params=new)
+        if data:
+            self._client.log_inputs(self._id(key), [_input(**part) for part in data])
+
+    def _metrics(self, key: str, points: list[tuple[int, int, dict[str, float]]]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(name, value, time, step) for step, time, values in points for name, value in values.items()]
+        for first in range(0, len(metrics), MOST_METRICS):
+            self._client.log_batch(self._id(key), metrics=metrics[first : first + MOST_METRICS])
+
+    def _tags(self, key: str, tags: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self._client.log_batch(self._id(key), tags=[RunTag(name, value) for name, value in tags.items()])
+
+    def _files(self, key: str, paths: list[str], under: str | None) -> None:
+        for path in (self._study.folder / name for name in paths):
+            if path.exists():  # what has been deleted since cannot be sent; the record stays
+                self._client.log_artifact(self._id(key), str(path), under)
+
+    def _status(self, key: str, status: str, tags: dict[str, str], time: int | None = None) -> None:
+        if time is None:
+            self._client.update_run(self._id(key), status=status)
+        else:
+            self._client.set_terminated(self._id(key), status, time)
+        self._tags(key, tags)  # last: by its state a run is known to have all that belongs to it
+
+    # --- runs ---------------------------------------------------------------------------------------------------------
+
+    def _uid(self, key: str) -> str:
+        return f"{self._study.name}/{key}"
+
+    def _id(self, key: str) -> str:
+        if not self.has(key):
+            raise Refused(f"{key}: its run was refused")
+        return self._known[self._uid(key)].info.run_id
+
+    def _open_experiment(self, home: Path) -> str:
+        name = f"proseg-tune/{self._study.space.name}"
+        found = self._client.get_experiment_by_name(name)
+        if found:
+            if found.lifecycle_stage == "deleted":  # by a person, in MLflow's pages; its name stays taken
+                self._client.restore_experiment(found.experiment_id)
+            return found.experiment_id
+        location = (artifact_folder(home) / self._study.space.name).as_uri() if is_own(home) else None
+        return self._client.create_experiment(
+            name, artifact_location=location, tags={"mlflow.experimentKind": "custom_model_development"}
+        )
+
+    def _runs_of_the_study(self) -> "Iterator[Run]":
+        query, token = f"tags.`proseg.study` = '{self._study.name}'", None
+        while True:
+            page = self._client.search_runs([self.experiment], query, max_results=1000, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+
+def together(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The records with the metrics of a run gathered into one; whatever else is said of any run finds them sent."""
+    waiting: dict[str, dict[str, Any]] = {}
+    for record in records:
+        if record["op"] != "metrics":
+            yield from waiting.values()
+            waiting = {}
+            yield record
+        elif record["key"] in waiting:
+            waiting[record["key"]]["points"].extend(record["points"])
+        else:
+            waiting[record["key"]] = {**record, "points": list(record["points"])}
+    yield from waiting.values()
+
+
+def _input(name: str, digest: str, source: str, fold: str) -> Any:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    tags = [InputTag("mlflow.data.context", "training"), InputTag("fold", fold)]
+    return DatasetInput(Dataset(name, digest, "local", source), tags)

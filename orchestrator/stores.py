@@ -1,0 +1,106 @@
+"""Where MLflow keeps a study's runs: the workspace's own store, or wherever MLFLOW_TRACKING_URI points."""
+
+import logging
+import os
+import re
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from filelock import FileLock
+
+from orchestrator.study import StudyError
+
+OWN = "workspace"
+"""What the workspace's own store is called in our files: its address is another one each time it is served."""
+DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}  # fmt: skip
+"""The client's own defaults block for four minutes where nobody answers."""
+
+
+def local_uri(home: Path) -> str:
+    """The store in the workspace."""
+    return f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"
+
+
+def artifact_folder(home: Path) -> Path:
+    return home / "mlflow" / "artifacts"
+
+
+def tracking_uri(home: Path) -> str:
+    """MLFLOW_TRACKING_URI if it is set, else the store in the workspace, whose folder is made."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or local_uri(home)
+    if uri == local_uri(home):
+        (home / "mlflow").mkdir(parents=True, exist_ok=True)
+    return uri
+
+
+def is_own(home: Path) -> bool:
+    """Whether runs are kept in the workspace's own store."""
+    return tracking_uri(home) == local_uri(home)
+
+
+def wants_server(home: Path) -> bool:
+    """Whether a study serves its runs' pages: where nothing was said. An own store that is named in
+    MLFLOW_TRACKING_URI is written to directly, which spares the half gigabyte that a server takes."""
+    return is_own(home) and not os.environ.get("MLFLOW_TRACKING_URI")
+
+
+def store_name(home: Path) -> str:
+    """What a store is called in files, messages and logs: its address without a password."""
+    return OWN if is_own(home) else without_password(tracking_uri(home))
+
+
+def without_password(uri: str) -> str:
+    """An address that can be shown."""
+    parts = urlsplit(uri)
+    if parts.password is None:
+        return uri
+    user, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user.split(':')[0]}@{host}"))
+
+
+def local_lock(home: Path) -> AbstractContextManager:
+    """Held by who makes or changes the workspace's own store; nothing where a server does its own locking."""
+    return FileLock(home / "mlflow" / ".lock") if is_own(home) else nullcontext()
+
+
+def check_store(home: Path) -> None:
+    """Ask the store something, before anything is written.
+
+    A fresh SQLite store is made here, under a lock: two processes that make it at the same time destroy it.
+
+    Raises:
+        StudyError: it cannot be used.
+    """
+    quieten()
+    try:
+        with local_lock(home):
+            from mlflow import MlflowClient
+
+            MlflowClient(tracking_uri(home)).search_experiments(max_results=1)
+    except Exception as error:  # a driver that is not installed, a file that is no database: foreign code has no limit
+        uri = without_password(tracking_uri(home))
+        raise StudyError(
+            f"MLflow at {uri} cannot be used: {first_line(error)}; "
+            "mend MLFLOW_TRACKING_URI, or unset it to use the workspace's own store"
+        ) from None
+
+
+def quieten() -> None:
+    """MLflow's telemetry off, its waits short and its log at warnings, unless the user has set it otherwise."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    import mlflow  # noqa: F401, now: importing it sets its log to INFO
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in short; a password in an address is left out."""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    return re.sub(r"(://[^:/@\s]+):[^/@\s]+@", r"\1@", text)[:200]
