@@ -35,6 +35,10 @@ GENERATED = ("objective", "val", "train", "cost", "time", "gpu")
 """Prefixes of the metrics of a trial; MLflow makes a section of charts for each."""
 HERE = "."
 """Of links from one page to another: whatever the server is called, and whatever its path begins with."""
+MOST_CHARACTERS = 8000
+"""Of a run's description: MLflow cuts what is longer without a word."""
+FAILURES, LONGEST_REASON = 5, 200
+"""That a description tells, and characters of each."""
 LEADERS = 5
 """Trials in the first paragraph of a study's description."""
 MOST_AXES = 12
@@ -93,7 +97,8 @@ def _logarithmic(study: Study, name: str) -> bool:
 def trial_tags(trial: Trial) -> dict[str, str]:
     """How it ended, in words: MLflow draws all that was not finished with the same red cross."""
     reason = "proseg.prune_reason" if trial.state == "stopped early" else "proseg.reason"
-    return {"proseg.state": trial.state} | ({reason: trial.reason} if trial.reason else {})
+    over = {"proseg.over": "; ".join(trial.over)} if trial.over else {}
+    return {"proseg.state": trial.state} | ({reason: trial.reason} if trial.reason else {}) | over
 
 
 def trial_summary(study: Study, trial: Trial, epochs: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -306,14 +311,16 @@ def note(
         tables: what follows the leaderboard: those of the final stage.
     """
     links = {name: run_page(HERE, experiment, run) for name, run in runs.items()}
-    parts = [
-        _leaders(study, trials, links),
-        _outcome(study, trials, winner, links),
-        _views(study, experiment),
-        leaderboard_markdown(study, trials, links=links),
-        *(_failure(trial, links) for trial in trials if trial.state == "failed"),
-        tables,
-    ]
+    head = [_leaders(study, trials, links), _outcome(study, trials, winner, links), _views(study, experiment)]
+    failures = _failures(trials, links)
+    for rows, shown in ((10, tables), (5, tables), (5, "")):
+        text = _paragraphs([*head, leaderboard_markdown(study, trials, rows, links=links), *failures, shown])
+        if len(text) <= MOST_CHARACTERS:
+            return text
+    return _paragraphs(head)
+
+
+def _paragraphs(parts: Sequence[str]) -> str:
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 
@@ -347,8 +354,13 @@ def _views(study: Study, experiment: str) -> str:
     return " · ".join(f"[{name}]({address})" for name, address in addresses.items())
 
 
-def _failure(trial: Trial, links: Mapping[str, str]) -> str:
-    return f"- {_linked(trial.name, links)} failed: {' '.join(trial.reason.split())}"
+def _failures(trials: Sequence[Trial], links: Mapping[str, str]) -> list[str]:
+    failed = [trial for trial in trials if trial.state == "failed"]
+    lines = [
+        f"- {_linked(trial.name, links)} failed: {' '.join(trial.reason.split())[:LONGEST_REASON]}"
+        for trial in failed[:FAILURES]
+    ]
+    return lines + ([f"- {len(failed) - FAILURES} more failed"] if len(failed) > FAILURES else [])
 
 
 def _linked(name: str, links: Mapping[str, str]) -> str:

@@ -111,7 +111,7 @@ def leaderboard_markdown(
     Args:
         links: {trial's name: address of its page}.
     """
-    unit = "GPU-hours" if study.resources.gpus else "core-hours"
+    unit = "GPU-hours" if study.resources.gpus else "CPU-hours"
     heads = ["trial", *(f"{criterion.metric} (val)" for criterion in study.criteria), "state", "epochs", unit,
              "configuration"]  # fmt: skip
     lines = [f"**{study.name}** · {study.data.name}: {study.data.label}", "", _row(heads), "|---" * len(heads) + "|"]

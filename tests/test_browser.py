@@ -177,6 +177,7 @@ def test_the_saved_view_has_its_charts(window: Seen, served: Served):
     check_quiet(window, served)
 
 
+@pytest.mark.parametrize("window", [(2000, 1200)], indirect=True)  # where it is narrower the description stands below
 def test_the_studys_page_says_who_leads_without_a_click(window: Seen, served: Served):
     from playwright.sync_api import expect
 

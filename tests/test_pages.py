@@ -27,7 +27,7 @@ SEARCH = {
     "loss.beta_z": {"kind": "float", "low": 0.01, "high": 1.0, "log": True, "when": {"model.z_channels": 4}},
     "loss.w_rec": {"kind": "fixed", "value": 0.5},
 }
-MOST_CHARACTERS = 20_000
+MOST_OF_A_TAG = 20_000
 """Of the value of an experiment's tag."""
 
 
@@ -100,6 +100,11 @@ def test_why_a_trial_was_stopped_is_told_apart_from_why_it_failed():
     assert pages.trial_tags(stopped) == {"proseg.state": "stopped early", "proseg.prune_reason": "ASHA: rank 2 of 2"}
     failed = Trial(0, {}, "failed", reason="the loss is not finite")
     assert pages.trial_tags(failed) == {"proseg.state": "failed", "proseg.reason": "the loss is not finite"}
+
+
+def test_a_trial_over_a_limit_says_which():
+    tags = pages.trial_tags(Trial(0, {}, "complete", over=("gpu_memory", "epoch_seconds")))
+    assert tags == {"proseg.state": "complete", "proseg.over": "gpu_memory; epoch_seconds"}
 
 
 def test_the_numbers_of_a_trial_are_those_of_its_record_to_the_last_digit(study: Study):
@@ -218,7 +223,7 @@ def test_the_view_of_every_space_that_ships_fits_into_a_tag(searched: Study, spa
     base = base_config(found, epochs=found.budget.epochs, seed=0)
     name, value = pages.saved_view(searched.model_copy(update={"space": found, "base": base}))
     assert len(name) <= 250
-    assert len(value) < MOST_CHARACTERS / 4, "a user's own space may be larger"
+    assert len(value) < MOST_OF_A_TAG / 4, "a user's own space may be larger"
 
 
 # Addresses
@@ -304,3 +309,18 @@ def test_of_many_trials_the_best_ten_are_listed(study: Study):
     assert "The best 10 of 12." in text
     assert "| t009 |" in text
     assert "| t010 |" not in text
+
+
+def test_a_description_is_never_longer_than_what_mlflow_keeps(study: Study):
+    """It cuts the rest off, in the middle of a table."""
+    values = {f"model.dimension_{number}": 0.123456 for number in range(20)}
+    trials = [Trial(number, values, "complete", 2, 0.1 + number / 100) for number in range(40)]
+    trials += [Trial(number, values, "failed", reason=f"why {number} " * 100) for number in range(40, 80)]
+    runs = {trial.name: "0" * 32 for trial in trials}
+    for tables in ("| the table |\n" * 100, "| the table |\n" * 1000):
+        text = pages.note(study, trials, experiment="7", runs=runs, tables=tables)
+        assert len(text) <= pages.MOST_CHARACTERS
+        assert "40 complete, 40 failed" in text
+        assert "35 more failed" in text
+        assert text.count("| t000 |") + text.count("| [t000]") == 1
+        assert text.count("the table") in (0, tables.count("the table")), "whole or not at all"
