@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cli import render
+from cli.best import best
 from cli.compare import compare
 from cli.data import data_app
 from cli.errors import user_errors
@@ -44,6 +45,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
 app.add_typer(data_app, name="data")
+app.command()(best)
 app.command()(compare)
 app.command()(predict)
 app.command()(report)
@@ -209,32 +211,6 @@ def _show_outcome(study: "Study", as_json: bool) -> None:
         render.json(best_record(study))
     else:
         render.outcome(study)
-
-
-@app.command()
-def best(
-    study: StudyName = None,
-    export: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the model into this folder.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an export that stands there.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Show the best configuration of a study; export its model."""
-    with user_errors():
-        from orchestrator import export as exporting
-        from orchestrator.study import find_study
-        from orchestrator.workspace import workspace
-
-        found = find_study(workspace(), study)
-        record = exporting.best_record(found)
-        if export is not None:
-            exporting.export(found, export, force=force)
-            record["export"] = str(export.resolve())
-        if as_json:
-            render.json(record)
-        elif export is not None:
-            render.exported(record)
-        else:
-            render.best(found, record)
 
 
 @app.command()

@@ -321,9 +321,9 @@ def best(study: "Study", record: dict[str, Any]) -> None:
     for member in record["front"]:
         shown = ", ".join(f"{c.metric} {v:.4f}" for c, v in zip(study.criteria, member["objectives"], strict=True))
         line(f"Pareto front: t{member['trial']:03d} with {shown}")
-    from orchestrator.results import read_results
+    from orchestrator.results import FoldResult
 
-    results = read_results(study)
+    results = [FoldResult(**fold) for fold in record["folds"]]
     if results:
         _final_table(study, results)
     if record["export"]:

@@ -158,6 +158,10 @@ class FoldResult:
     """Epoch of the weights, chosen on the validation part."""
     metrics: dict[str, float]
     """Means over the test cases."""
+    device: str = ""
+    """What they were computed on: cpu, or the name of a GPU; earlier versions did not say."""
+    threads: int = 0
+    """Of the process that computed them; 0 where it is not known."""
 
 
 def read_results(study: Study) -> list[FoldResult]:

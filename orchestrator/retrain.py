@@ -62,10 +62,12 @@ def _training(study: Study, data: DataRef, fold: int, config: TrainConfig) -> Tr
 
 def evaluate_fold(study_folder: str, folder: str, data_name: str, fold: int) -> None:
     """Evaluate the best epoch of a fold on its test part, once."""
+    import torch
+
     from proseg.checkpoint import load_checkpoint
     from proseg.data.store import Store
-    from proseg.distributed import local_device
-    from proseg.evaluate import evaluate
+    from proseg.distributed import device_kind
+    from proseg.evaluate import score
     from proseg.train import model_of
 
     study, here = read_study(Path(study_folder)), Path(folder)
@@ -73,13 +75,13 @@ def evaluate_fold(study_folder: str, folder: str, data_name: str, fold: int) -> 
     store = Store(data.folder)
     part = store.manifest.folds[fold]
     checkpoint = load_checkpoint(here / BEST)
-    model, config = model_of(checkpoint).to(local_device()), checkpoint.config
     cases = store.cases(part.test)
-    scores = evaluate(model, store, cases, crop=config.data.crop, seed=config.seed, prior_samples=PRIOR_SAMPLES)
+    scores = score(model_of(checkpoint), store, cases, prior_samples=PRIOR_SAMPLES)
     patients = [str(store.patients[case[0]]) for case in cases]
     write_cases(here / CASES, {"patient": patients, "case": scores.cases, **scores.values})
     result = FoldResult(
         data=data.name, label=data.label, fold=fold, cases=len(cases), patients=len(part.test), samples=data.raters,
-        prior_samples=PRIOR_SAMPLES, epoch=checkpoint.epoch, metrics=scores.means(),
+        prior_samples=PRIOR_SAMPLES, epoch=checkpoint.epoch, metrics=scores.means(), device=device_kind(),
+        threads=torch.get_num_threads(),
     )  # fmt: skip
     write_atomically(here / RESULT, json.dumps(asdict(result), indent=1).encode())

@@ -86,7 +86,7 @@ def write_cases(path: Path, columns: Mapping[str, Sequence[str] | np.ndarray]) -
     write_atomically(path, buffer.getvalue())
 
 
-def _read_columns(path: Path) -> dict[str, np.ndarray]:
+def read_columns(path: Path) -> dict[str, np.ndarray]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -112,14 +112,14 @@ def anonymous_cases(study: Study, result: FoldResult) -> dict[str, np.ndarray]:
     """
     data = next(final.data for final in study.finals if final.data is not None and final.data.name == result.data)
     path = study.final_folder(result.data, result.fold) / CASES
-    columns = _read_columns(path)
+    columns = read_columns(path)
     patients = columns.pop("patient", None)
     if patients is None:
         patients = _patients(data, result.fold)
     names = columns.pop("case")
     if not len(names) == len(patients) == result.cases:
         raise StudyError(f"{path} is damaged: it does not hold the {result.cases} cases of the fold")
-    return {"patient": _digests(data, patients), "case": _digests(data, names), **columns}
+    return {"patient": digests(data.fingerprint, patients), "case": digests(data.fingerprint, names), **columns}
 
 
 def _patients(data: DataRef, fold: int) -> list[str]:
@@ -130,8 +130,9 @@ def _patients(data: DataRef, fold: int) -> list[str]:
     return [str(store.patients[case[0]]) for case in store.cases(store.manifest.folds[fold].test)]
 
 
-def _digests(data: DataRef, names: Sequence[str] | np.ndarray) -> np.ndarray:
-    return np.array([hashlib.sha256(f"{data.fingerprint}:{name}".encode()).hexdigest()[:16] for name in names])
+def digests(fingerprint: str, names: Sequence[str] | np.ndarray) -> np.ndarray:
+    """[N] str: what patients or cases of the data with this fingerprint are called where nobody is to be named."""
+    return np.array([hashlib.sha256(f"{fingerprint}:{name}".encode()).hexdigest()[:16] for name in names])
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
@@ -188,7 +189,7 @@ def _of_model(name: str, folder: Path) -> Run:
             f"{folder} has no {CASES}: it was exported by an earlier version; `proseg-tune best --export` with --force "
             "writes it anew"
         )
-    return Run(name, "model", folder, (_part([result], fingerprint, [_read_columns(folder / CASES)]),))
+    return Run(name, "model", folder, (_part([result], fingerprint, [read_columns(folder / CASES)]),))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -40,6 +40,12 @@ def local_device() -> torch.device:
     return torch.device("cuda", rank() % torch.cuda.device_count())
 
 
+def device_kind() -> str:
+    """What this rank computes on, for people: cpu, or the name of its GPU."""
+    device = local_device()
+    return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
 def seed_everything(*parts: object) -> None:
     """Seed torch from (seed, epoch, rank, ...): each rank has its own noise, and an epoch can be entered afresh."""
     torch.manual_seed(derive_seed(*parts))

@@ -5,6 +5,7 @@ ProSegError
 ├── DataError        a data set is missing, damaged, or not what it claims to be
 ├── CheckpointError  a checkpoint or an exported model cannot be read
 │   └── DamagedCheckpoint  it was written by this program and is not whole
+├── GraphError       a model cannot be written as a graph
 └── TrainingError    training cannot go on (the loss is no longer a finite number)
 """
 
@@ -30,6 +31,10 @@ class CheckpointError(ProSegError):
 
 class DamagedCheckpoint(CheckpointError):
     """A checkpoint is not whole; an older one may be."""
+
+
+class GraphError(ProSegError):
+    """A model cannot be written as a graph."""
 
 
 class TrainingError(ProSegError):

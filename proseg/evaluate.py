@@ -9,7 +9,7 @@ import torch
 from proseg import metrics
 from proseg.data import batches
 from proseg.data.store import Store
-from proseg.distributed import derive_seed, gather_objects, rank, world_size
+from proseg.distributed import derive_seed, gather_objects, local_device, rank, world_size
 from proseg.generate import binarise, maps
 from proseg.losses import planes
 from proseg.method import Method
@@ -53,7 +53,17 @@ def evaluate(
     everywhere = {number: scores for part in gather_objects(found) for number, scores in part.items()}
     ordered = [everywhere[number] for number in range(len(groups))]
     values = {name: np.concatenate([scores[name] for scores in ordered]) for name in ordered[0]} if ordered else {}
-    return Scores([_name(store, case) for case in cases], values)
+    return Scores([case_name(store, case) for case in cases], values)
+
+
+def score(model: Method, store: Store, cases: Sequence[np.ndarray], *, prior_samples: int = 0) -> Scores:
+    """Score a trained model on this rank's device, with the crop and the seed of its own configuration.
+
+    Both the final stage and `best --verify` call this, so that on the same device the same numbers come out.
+    """
+    config = model.config
+    return evaluate(model.to(local_device()), store, cases, crop=config.data.crop, seed=config.seed,
+                    prior_samples=prior_samples)  # fmt: skip
 
 
 def _groups(cases: Sequence[np.ndarray], unit: str) -> Iterator[np.ndarray]:
@@ -97,7 +107,8 @@ def _score(
     return {name: value.double().unflatten(0, (cases, -1)).nanmean(1).cpu().numpy() for name, value in scores.items()}
 
 
-def _name(store: Store, case: np.ndarray) -> str:
+def case_name(store: Store, case: np.ndarray) -> str:
+    """A volume's name, or that of a slice of it: unique in a store."""
     volume = str(store.volumes[case[0]])
     return volume if store.manifest.unit == "volume" else f"{volume}/{store.z[case[0]]:.2f}"
 

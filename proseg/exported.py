@@ -95,6 +95,13 @@ def _array(maps: torch.Tensor) -> np.ndarray:
     return (maps.squeeze(-3) if maps.shape[-3] == 1 else maps).cpu().numpy()
 
 
+def labels(probabilities: np.ndarray) -> np.ndarray:
+    """The likeliest class of every pixel, as `proseg.generate.binarise`; background where none is likelier.
+    [..., K, H, W] -> [..., H, W] uint8"""
+    background = 1 - probabilities.sum(-3, keepdims=True)
+    return np.concatenate([background, probabilities], -3).argmax(-3).astype(np.uint8)
+
+
 def load(folder: str | Path) -> ExportedModel:
     """Load an exported model.
 

@@ -62,13 +62,25 @@ def grid_noise(
     Noise that is independent in every pixel makes samples differ by salt and pepper. Drawn on a coarser grid and
     upsampled they differ by regions. None, or a grid not smaller than z: independent cells, as in the paper.
     """
-    height, width = shape[-2:]
+    *leading, height, width = shape
+    coarse = torch.randn((*leading, *noise_cells(height, width, grid)), device=device, generator=generator)
+    return upsampled(coarse, height, width)
+
+
+def noise_cells(height: int, width: int, grid: int | None) -> tuple[int, int]:
+    """The cells on which the noise of a z of this size is drawn."""
     longer = max(height, width)
     if grid is None or grid >= longer:
-        return torch.randn(shape, device=device, generator=generator)
-    cells = (max(1, round(grid * height / longer)), max(1, round(grid * width / longer)))
-    coarse = torch.randn((*shape[:-2], *cells), device=device, generator=generator)
-    return _upsampling(height, cells[0], device) @ coarse @ _upsampling(width, cells[1], device).mT
+        return height, width
+    return max(1, round(grid * height / longer)), max(1, round(grid * width / longer))
+
+
+def upsampled(coarse: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Noise drawn on `noise_cells`, at the size of z. [..., cells, cells] -> [..., height, width]"""
+    cells = coarse.shape[-2:]
+    if cells == (height, width):
+        return coarse
+    return _upsampling(height, cells[0], coarse.device) @ coarse @ _upsampling(width, cells[1], coarse.device).mT
 
 
 def _upsampling(pixels: int, cells: int, device: torch.device) -> torch.Tensor:

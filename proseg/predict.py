@@ -29,7 +29,7 @@ from proseg.data.formats.picture import Picture
 from proseg.data.own import standardised
 from proseg.data.reading import Track, silent
 from proseg.errors import CheckpointError, DataError
-from proseg.exported import ExportedModel
+from proseg.exported import ExportedModel, labels
 from proseg.records import whole_folder
 from proseg.tiles import tiled
 
@@ -244,13 +244,6 @@ def _maps(task: Task, tile: np.ndarray) -> np.ndarray:
     unsure = task.model.uncertainty(tile, seed=task.seed)
     maps = [*said.raters, *said.samples, said.mean, unsure.from_z, unsure.from_tau]
     return np.stack(maps).reshape(len(maps), -1, *tile.shape[-2:])
-
-
-def labels(probabilities: np.ndarray) -> np.ndarray:
-    """The likeliest class of every pixel, as `proseg.generate.binarise`; background where none is likelier.
-    [..., K, H, W] -> [..., H, W] uint8"""
-    background = 1 - probabilities.sum(-3, keepdims=True)
-    return np.concatenate([background, probabilities], -3).argmax(-3).astype(np.uint8)
 
 
 def _as_read(maps: np.ndarray, picture: Picture) -> np.ndarray:

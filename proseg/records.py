@@ -22,6 +22,8 @@ WEIGHTS, DATA, METRICS, ENVIRONMENT, CARD, CASES = (
     "model.safetensors", "data.json", "metrics.json", "environment.json", "README.md", "cases.parquet",
 )  # fmt: skip
 """The files of an exported model, beside its CONFIG; a fold of a final stage has its CASES too."""
+GRAPHS = {"pt2": "model.pt2", "onnx": "model.onnx"}
+"""Its files as a graph, by format, where they were asked for."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from tests.studies import (
     tree,
 )  # fmt: skip
 
-FILES = {"model.safetensors", "config.json", "data.json", "metrics.json", "environment.json", "README.md"}
+FILES = {"model.safetensors", "config.json", "data.json", "metrics.json", "environment.json", "README.md",
+         "verify.json"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from orchestrator.report import importance, scores, searched, trials
+from orchestrator.report import importance, paper_tables, scores, searched, trials
 from orchestrator.report.against import against
 from orchestrator.report.facts import Facts, count, data_line, moment, read_facts
 from orchestrator.report.parts import Report, Section
@@ -19,8 +19,8 @@ BEFORE: tuple[Maker, ...] = (
     trials.stopped, trials.confirmation,
 )  # fmt: skip
 """The search."""
-FINAL: tuple[Maker, ...] = ()
-"""What the final stage gave, as the paper shows it: lambda facts: paper_tables.sections(facts.study)."""
+FINAL: tuple[Maker, ...] = (lambda facts: paper_tables.sections(facts.study),)
+"""What the final stage gave, as the paper shows it."""
 AFTER: tuple[Maker, ...] = (trials.every_trial, searched.made_with, searched.again)
 """To look things up."""
 

@@ -8,14 +8,13 @@ import hashlib
 import io
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.export import winner
-from orchestrator.report.parts import Figure, Section, Table
+from orchestrator.report.parts import Figure, Section, Table, slug
 from orchestrator.results import best_trial, read_results, read_trials
 from orchestrator.study import DataRef, Study, StudyError
 from proseg.errors import ProSegError
@@ -59,11 +58,6 @@ class Experts:
     """CPU seconds for one image, by what was drawn of it."""
     missing: str | None = None
     """Why there are none."""
-
-
-def slug(name: str) -> str:
-    """For names of files."""
-    return re.sub(r"[^A-Za-z0-9-]+", "-", name)
 
 
 def subjects(study: Study) -> list[Subject]:

@@ -4,13 +4,13 @@ Published rows stand beside them only where the data are like the paper's, and s
 """
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from orchestrator import tables
 from orchestrator.export import winner
 from orchestrator.report import cost, figures
-from orchestrator.report.parts import Cell, Section, Table
+from orchestrator.report.facts import best_epoch
+from orchestrator.report.parts import Cell, Section, Table, slug
 from orchestrator.report.published import (
     ABLATION,
     ALONE,
@@ -25,7 +25,7 @@ from orchestrator.report.published import (
 from orchestrator.results import FoldResult, Trial, ranked, read_results, read_trials, summary
 from orchestrator.study import DataRef, Study, StudyError
 from proseg.config import TrainConfig
-from proseg.records import Criterion, read_epochs
+from proseg.records import read_epochs
 
 PARTS = ("ged", "d_pp", "d_pa", "d_aa")
 OURS, WINNER = "this study", "the winner, retrained"
@@ -69,7 +69,7 @@ def _final_table(rows: Sequence[dict[str, Any]]) -> Table:
     mine = [(OURS, WINNER, row["samples"], *_cells(row, heads)) for row in rows]
     theirs = _published(FINAL[like.kind], like, heads) if like else []
     return Table(
-        f"final-{figures.slug(data)}",
+        f"final-{slug(data)}",
         f"{data} ({label}): {rows[0]['cases']} test cases in {folds} {_plural(folds, 'fold')}",
         ("numbers", "method", "S", *heads), _by_samples([*mine, *theirs]),
         _notes(data, like and FINAL[like.kind], like),
@@ -189,17 +189,8 @@ def _named(data: DataRef) -> str:
 
 def _at_best(study: Study, trial: Trial, names: Sequence[str]) -> list[str | None]:
     """Validation metrics of a trial's best epoch."""
-    metrics = best_metrics(study.trial_folder(trial.number), study.criterion)
+    metrics = best_epoch(read_epochs(study.trial_folder(trial.number)), study.criterion)
     return [_single(name, metrics[f"val/{name}"]) if f"val/{name}" in metrics else None for name in names]
-
-
-def best_metrics(folder: Path, criterion: Criterion) -> dict[str, float]:
-    """Of the best epoch of a training; empty where it has none."""
-    best, value = dict[str, float](), None
-    for record in read_epochs(folder):
-        if criterion.better(found := criterion.of(record["metrics"]), value):
-            best, value = record["metrics"], found
-    return best
 
 
 # --- Table 9 ----------------------------------------------------------------------------------------------------------
@@ -237,7 +228,7 @@ def _parts_table(data: str, metrics: dict[str, dict[str, float]], results: Seque
     heads = [_title(name) for name in PARTS]
     theirs = _published(table, like, heads) if table and like else []
     caption = f"{data} ({first.label}): held-out test cases in {len(folds)} {_plural(len(folds), 'fold')}"
-    return Table(f"decomposed-{figures.slug(data)}", caption, ("numbers", "method", "S", *heads),
+    return Table(f"decomposed-{slug(data)}", caption, ("numbers", "method", "S", *heads),
                  _by_samples([*rows, *theirs]), _table_notes(data, table, like))  # fmt: skip
 
 

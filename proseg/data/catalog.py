@@ -7,7 +7,7 @@ when they are first asked for, and `prepared/NAME` those that a user had prepare
 import hashlib
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ from typing import Literal
 from filelock import FileLock
 
 from proseg.data.kinds import Choices, find_kind
-from proseg.data.manifest import MANIFEST, Description, read_manifest
+from proseg.data.manifest import MANIFEST, Description, Manifest, read_manifest
 from proseg.data.reading import Track, silent
 from proseg.data.source import prepare, unfinished
 from proseg.data.store import Store, write
@@ -196,6 +196,22 @@ def _open_npc(files: Path, home: Path, jobs: int, track: Track) -> Store:
     source = npc.source(files)
     key = hashlib.sha256(repr((source.identity, source.description)).encode()).hexdigest()[:12]
     return prepare(source, home / "data" / f"npc-{key}", jobs=jobs, track=track)
+
+
+def stores(home: Path) -> Iterator[tuple[Path, Manifest]]:
+    """The prepared data sets of a workspace; one whose manifest cannot be read is none."""
+    for kind in ("prepared", "data"):
+        for path in sorted((home / kind).glob(f"[!.]*/{MANIFEST}")):
+            try:
+                manifest = read_manifest(path)
+            except DataError:
+                continue
+            yield path.parent, manifest
+
+
+def is_rendered_here(name: str) -> bool:
+    """Whether this data set is made of what the package holds, by whoever asks for it first."""
+    return name in _CONTOURS
 
 
 # Names given by users
