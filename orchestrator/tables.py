@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -103,14 +103,31 @@ def notes(study: Study, results: Sequence[FoldResult]) -> list[str]:
     ]  # fmt: skip
 
 
-def leaderboard_markdown(study: Study, trials: Sequence[Trial], count: int = 10) -> str:
-    """The best trials, for the page of the study in MLflow."""
-    metric = study.criterion.metric
-    lines = [f"**{study.name}** · {study.data.name}: {study.data.label}", "",
-             f"| trial | {metric} (val) | state | epochs | configuration |", "|---|---|---|---|---|"]  # fmt: skip
-    for trial in ranked(trials, study.criterion)[:count]:
-        lines.append(f"| {trial.name} | {trial.objective:.4f} | {trial.state} | {trial.epoch} | {settings(trial)} |")
-    return "\n".join(lines) + "\n"
+def leaderboard_markdown(
+    study: Study, trials: Sequence[Trial], count: int = 10, *, links: Mapping[str, str] | None = None
+) -> str:
+    """The best trials, for the page of the study in MLflow.
+
+    Args:
+        links: {trial's name: address of its page}.
+    """
+    unit = "GPU-hours" if study.resources.gpus else "CPU-hours"
+    heads = ["trial", *(f"{criterion.metric} (val)" for criterion in study.criteria), "state", "epochs", unit,
+             "configuration"]  # fmt: skip
+    lines = [f"**{study.name}** · {study.data.name}: {study.data.label}", "", _row(heads), "|---" * len(heads) + "|"]
+    order = ranked(trials, study.criterion)
+    for trial in order[:count]:
+        name = f"[{trial.name}]({links[trial.name]})" if links and trial.name in links else trial.name
+        scores = [trial.objective, trial.second][: len(study.criteria)]
+        cells = [name, *("" if score is None else f"{score:.4f}" for score in scores), trial.state, str(trial.epoch),
+                 f"{trial.cost:.4f}", settings(trial)]  # fmt: skip
+        lines.append(_row(cells))
+    rest = f"The best {count} of {len(order)}. " if len(order) > count else ""
+    return "\n".join(lines) + f"\n\n{rest}Trials that trained to the end stand before those that were stopped.\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def settings(trial: Trial) -> str:
