@@ -21,7 +21,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def unit() -> dict[str, list[str]]:
 def variables(file: Path) -> dict[str, str]:
     """A file of NAME=VALUE, as systemd and compose both read it."""
     lines = [line for line in file.read_text().splitlines() if line and not line.startswith("#")]
-    return dict(line.split("=", 1) for line in lines)
+    return dict(shlex.split(line)[0].split("=", 1) for line in lines)
 
 
 def make_secrets(folder: Path) -> dict[str, str]:
@@ -143,10 +143,8 @@ def _end(process: subprocess.Popen[bytes], end: int) -> None:
         process.wait(timeout=30)
     except subprocess.TimeoutExpired:
         process.kill()
-    try:
+    with suppress(ProcessLookupError):  # nothing was left
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # nothing was left
     process.wait()
 
 
