@@ -536,14 +536,16 @@ def run_through(
     fault: str, database: subprocess.Popen[bytes], study: subprocess.Popen[str], seconds: float = 200
 ) -> tuple[str, str]:
     """What a study says whose database is stopped, or does not answer any more, from its first epoch on."""
-    family = [database.pid, *(child.pid for child in psutil.Process(database.pid).children(recursive=True))]
-    hanging = family if fault == "hanging" else []
+    hanging: list[int] = []
     try:
         wait_for_epoch(study, "t000", 1)
+        if fault == "stopped":
+            database.send_signal(signal.SIGINT)
+        else:
+            children = psutil.Process(database.pid).children(recursive=True)  # one serves the study's connection
+            hanging = [database.pid, *(child.pid for child in children)]
         for pid in hanging:
             os.kill(pid, signal.SIGSTOP)
-        if not hanging:
-            database.send_signal(signal.SIGINT)
         out, err = study.communicate(timeout=seconds)
     finally:
         study.kill()
