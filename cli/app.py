@@ -161,8 +161,9 @@ def resume(
         home = workspace()
         found = find_study(home, study)
         if read_state(found) == "finished":
-            with alone(found):
-                Mirror(found, read_trials(found))  # its database may have been away when it ended
+            if found.storage is not None:  # it may have been away when the study ended
+                with alone(found):
+                    Mirror(found, read_trials(found))
             if not as_json:
                 render.line(f"study {found.name} is finished; there is nothing to go on with")
             _show_outcome(found, as_json)

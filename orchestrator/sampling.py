@@ -214,6 +214,7 @@ class Mirror:
 
     def __init__(self, study: Study, trials: Sequence[Trial]):
         """Open it and bring it to what the log says."""
+        optuna.logging.set_verbosity(logging.WARNING)
         self._plan = study
         self.url = study.storage or f"sqlite:///{study.folder / 'optuna.db'}"
         self._study = self._try(lambda: self._open(trials), more=len(trials))

@@ -60,7 +60,7 @@ def variables(file: Path) -> dict[str, str]:
 
 
 def make_secrets(folder: Path) -> dict[str, str]:
-    """Run what README.md says makes them; {name: secret}."""
+    """Run what README.md says makes them, and the folder for the certificate; {name: secret}."""
     (block,) = [block for block in _blocks(FOLDER / "README.md") if "install -d -m 700 secrets" in block]
     subprocess.run(["sh", "-euc", block], cwd=folder, check=True, capture_output=True)
     return {file.name: file.read_text().strip() for file in (folder / "secrets").iterdir()}
@@ -110,7 +110,7 @@ def free_port() -> int:
 @contextmanager
 def running(
     command: Sequence[str], log: Path, *, ready: Callable[[], bool], end: int = signal.SIGTERM, **more: Any
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> Iterator[subprocess.Popen[Any]]:
     """A process in a group of its own, from when it is ready until the block ends; then the whole group is ended.
 
     Raises:
@@ -127,7 +127,7 @@ def running(
         _end(process, end)
 
 
-def _wait(process: subprocess.Popen[bytes], ready: Callable[[], bool], log: Path) -> None:
+def _wait(process: subprocess.Popen[Any], ready: Callable[[], bool], log: Path) -> None:
     deadline = time.monotonic() + SECONDS_TO_START
     while not ready():
         tail = log.read_text(errors="replace")[-3000:]
@@ -136,7 +136,7 @@ def _wait(process: subprocess.Popen[bytes], ready: Callable[[], bool], log: Path
         time.sleep(0.2)
 
 
-def _end(process: subprocess.Popen[bytes], end: int) -> None:
+def _end(process: subprocess.Popen[Any], end: int) -> None:
     """The parent is asked first; what has not ended then, its children included, is killed."""
     process.send_signal(end)
     try:
@@ -187,7 +187,7 @@ class Postgres:
         return done.stdout.strip()
 
     @contextmanager
-    def started(self) -> Iterator[subprocess.Popen[bytes]]:
+    def started(self) -> Iterator[subprocess.Popen[Any]]:
         settings = {"listen_addresses": HOST, "port": self.port, "unix_socket_directories": self.folder, "fsync": "off"}
         words = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         command = [postgres_program("postgres"), "-D", str(self.folder / "data"), *words, *self.options]
@@ -388,9 +388,8 @@ def nginx_configuration(folder: Path, *, secure: int, plain: int, upstream: int)
 
 def make_certificate(folder: Path) -> None:
     """Self-signed, for 127.0.0.1, as README.md makes one for a name."""
-    (folder / "tls").mkdir(exist_ok=True)
-    (line,) = [block for block in _blocks(FOLDER / "README.md") if "openssl req -x509" in block]
-    command = line.replace("DNS:$PUBLIC_NAME", f"IP:{HOST}").replace("$PUBLIC_NAME", HOST)
+    (block,) = [block for block in _blocks(FOLDER / "README.md") if "openssl req -x509" in block]
+    command = block.replace("DNS:", "IP:").replace("mlflow.example.org", HOST)
     subprocess.run(["sh", "-euc", command], cwd=folder, check=True, capture_output=True)
 
 

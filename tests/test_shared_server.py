@@ -33,6 +33,7 @@ from tests.shared_server import (
     SharedServer,
     auth_databases,
     make_certificate,
+    make_secrets,
     nginx_configuration,
     postgres,
     program,
@@ -188,6 +189,7 @@ def test_nginx_finds_no_fault_in_its_configuration(tmp_path: Path):
         nginx, _ = program("nginx", "nginx-light"), program("openssl", "openssl")
     except Missing as missing:
         pytest.skip(str(missing))
+    make_secrets(tmp_path)
     make_certificate(tmp_path)
     main = nginx_configuration(tmp_path, secure=8443, plain=8080, upstream=5000)
     command = [nginx, "-t", "-q", "-p", str(tmp_path), "-c", str(main)]
@@ -489,12 +491,12 @@ def test_the_upgrade_of_the_readme_runs(server: SharedServer, study: Study):
 def test_a_backup_of_the_readme_can_be_restored(server: SharedServer, study: Study, tmp_path: Path):
     text, database = (FOLDER / "README.md").read_text(), server.database
     (dump,) = re.findall(r"postgres (pg_dump .*) mlflow > mlflow.dump$", text, re.MULTILINE)
-    (restore,) = re.findall(r"postgres (pg_restore .*) --dbname mlflow (.*) < mlflow.dump$", text, re.MULTILINE)
+    (restore,) = re.findall(r"postgres (pg_restore .*) mlflow < mlflow.dump$", text, re.MULTILINE)
     database.psql("--command", "CREATE DATABASE restored")
     with open(tmp_path / "dump", "wb") as sink:
         subprocess.run([*shlex.split(dump), "mlflow"], env=database.environment, stdout=sink, check=True)
     with open(tmp_path / "dump", "rb") as source:
-        command = [*shlex.split(restore[0]), "--dbname", "restored", *shlex.split(restore[1])]
+        command = [*shlex.split(restore), "restored"]
         done = subprocess.run(command, env=database.environment, stdin=source, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     counts = [database.psql("--dbname", name, "--command", "SELECT count(*), sum(step) FROM metrics WHERE value > 0")
@@ -533,7 +535,7 @@ def test_a_study_outlives_its_database_and_resume_writes_it_anew(
 
 
 def run_through(
-    fault: str, database: subprocess.Popen[bytes], study: subprocess.Popen[str], seconds: float = 200
+    fault: str, database: subprocess.Popen[Any], study: subprocess.Popen[str], seconds: float = 200
 ) -> tuple[str, str]:
     """What a study says whose database is stopped, or does not answer any more, from its first epoch on."""
     hanging: list[int] = []
