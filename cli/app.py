@@ -185,6 +185,8 @@ def resume(
     """Go on with a study that was stopped, interrupted or killed; one that is finished stays as it is."""
     with user_errors():
         from orchestrator.launch import Options, resumed
+        from orchestrator.results import read_trials
+        from orchestrator.sampling import Mirror
         from orchestrator.session import joined
         from orchestrator.study import alone, find_study, read_state
         from orchestrator.workspace import workspace
@@ -192,6 +194,9 @@ def resume(
         home = workspace()
         found = find_study(home, study)
         if read_state(found) == "finished":
+            if found.storage is not None:  # it may have been away when the study ended
+                with alone(found):
+                    Mirror(found, read_trials(found))
             if not as_json:
                 render.line(f"study {found.name} is finished; there is nothing to go on with")
             _show_outcome(found, as_json)

@@ -13,10 +13,12 @@ import logging
 import os
 import random
 import sqlite3
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import optuna
@@ -29,6 +31,8 @@ from orchestrator.results import Trial
 from orchestrator.study import Study
 from search_spaces import points
 from search_spaces.space import Choice, Fixed, Float, Int, SearchSpace, Value
+
+T = TypeVar("T")
 
 STARTUP_TRIALS = 4
 """Random trials before the model is trusted; budgets here are small."""
@@ -201,34 +205,41 @@ def _sobol(space: SearchSpace, index: int, seed: int) -> dict[str, Value]:
 # --- the database -----------------------------------------------------------------------------------------------------
 
 
+SECONDS_FOR_THE_DATABASE = 15.0
+"""To say something of one trial, before it is taken for hanging; of a whole study, a second for each trial more."""
+
+
 class Mirror:
     """Optuna's database of a study. It can be rebuilt from the log at any time, so its errors never end a study."""
 
     def __init__(self, study: Study, trials: Sequence[Trial]):
         """Open it and bring it to what the log says."""
+        optuna.logging.set_verbosity(logging.WARNING)
         self._plan = study
         self.url = study.storage or f"sqlite:///{study.folder / 'optuna.db'}"
-        self._study: optuna.Study | None = None
-        self._try(lambda: self._open(trials))
+        self._study = self._try(lambda: self._open(trials), more=len(trials))
 
     def started(self, trial: Trial) -> None:
-        self._try(lambda: self._add(trial))
+        if (study := self._study) is not None:
+            self._try(lambda: study.add_trial(frozen(self._plan, trial)))
 
     def ended(self, trial: Trial) -> None:
-        if STATES[trial.state] is not TrialState.RUNNING:
-            self._try(lambda: self._tell(trial))
+        if (study := self._study) is not None and STATES[trial.state] is not TrialState.RUNNING:
+            self._try(lambda: self._tell(study, trial))
 
-    def _try(self, operation: Any) -> None:
+    def _try(self, operation: Callable[[], T], more: float = 0) -> T | None:
+        """What an operation comes to; nothing, from now on, where it fails or does not come to an end."""
         try:
-            operation()
+            return _in_time(operation, SECONDS_FOR_THE_DATABASE + more)
         except Exception as error:  # a database has no end of errors; the log has all, and `resume` rebuilds it
             self._study = None
             logging.getLogger(__name__).warning(
                 "Optuna's database %s is not kept up to date any more (%s); the study goes on, `resume` rebuilds it",
                 _without_password(self.url), (str(error).splitlines() or [type(error).__name__])[0],
             )  # fmt: skip
+            return None
 
-    def _open(self, trials: Sequence[Trial]) -> None:
+    def _open(self, trials: Sequence[Trial]) -> optuna.Study:
         name = self._plan.space.name if self._plan.storage is None else self._plan.name
         file = self._plan.folder / "optuna.db" if self._plan.storage is None else None
         arguments: dict[str, Any] = {"study_name": name, "directions": directions(self._plan)}
@@ -248,22 +259,16 @@ class Mirror:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             study.set_metric_names([criterion.metric for criterion in self._plan.criteria])
-        self._study = study
+        return study
 
     def _storage(self, file: Path | None) -> optuna.storages.RDBStorage:
         if file is None:
             return optuna.storages.RDBStorage(self.url)
         return optuna.storages.RDBStorage(self.url, engine_kwargs={"creator": lambda: _hasty(file)})
 
-    def _add(self, trial: Trial) -> None:
-        if self._study is not None:
-            self._study.add_trial(frozen(self._plan, trial))
-
-    def _tell(self, trial: Trial) -> None:
-        if self._study is None:
-            return
-        storage, ended = self._study._storage, frozen(self._plan, trial)
-        (number,) = [storage.get_trial_id_from_study_id_trial_number(self._study._study_id, trial.number)]
+    def _tell(self, study: optuna.Study, trial: Trial) -> None:
+        storage, ended = study._storage, frozen(self._plan, trial)
+        number = storage.get_trial_id_from_study_id_trial_number(study._study_id, trial.number)
         if storage.get_trial(number).state.is_finished():
             return
         for step, value in ended.intermediate_values.items():
@@ -274,6 +279,30 @@ class Mirror:
         for name, value in ended.system_attrs.items():
             storage.set_trial_system_attr(number, name, value)
         storage.set_trial_state_values(number, ended.state, ended.values)
+
+
+def _in_time(operation: Callable[[], T], seconds: float) -> T:
+    """What an operation returns, or the error that it raises.
+
+    A thread of its own does it, which is left to itself when the time is over: what speaks to a database may wait for
+    ever for one that hangs, or that the network does not reach any more, and cannot be told to stop.
+
+    Raises:
+        TimeoutError: it has not come to an end.
+    """
+    outcome: Future[T] = Future()
+
+    def do() -> None:
+        try:
+            outcome.set_result(operation())
+        except Exception as error:  # raised again by whoever waits
+            outcome.set_exception(error)
+
+    threading.Thread(target=do, daemon=True).start()
+    try:
+        return outcome.result(timeout=seconds)
+    except TimeoutError:
+        raise TimeoutError(f"it has not answered for {seconds:g} s") from None
 
 
 def _hasty(file: Path) -> sqlite3.Connection:

@@ -1,5 +1,6 @@
 """What is tried next: values within their ranges, the same after a crash; and Optuna's database, a copy of the log."""
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import optuna
 import pytest
 
+from orchestrator import sampling
 from orchestrator.results import Trial
 from orchestrator.sampling import Mirror, Proposals
 from orchestrator.study import Point, Study
@@ -426,6 +428,35 @@ def test_a_database_that_breaks_on_the_way_is_told_once(
     assert len(kept(study)) == 1
     Mirror(study, [ended(trials[0]), *trials[1:]])
     assert [one.state.name for one in kept(study)] == ["COMPLETE", "RUNNING", "RUNNING"]
+
+
+def test_a_database_that_hangs_is_left_to_itself(
+    planned, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    study, answers, answered = planned(), threading.Event(), threading.Event()
+    mirror, trials = Mirror(study, []), [trial for _, trial in run(study, 3)]
+    add_trial = optuna.Study.add_trial
+
+    def hang(*given: Any) -> None:
+        answers.wait()
+        add_trial(*given)
+        answered.set()
+
+    with monkeypatch.context() as context:
+        context.setattr(optuna.Study, "add_trial", hang)
+        context.setattr(sampling, "SECONDS_FOR_THE_DATABASE", 0.05)
+        for trial in trials:
+            mirror.started(trial)
+            mirror.ended(ended(trial))
+        (warning,) = caplog.messages
+        assert "(it has not answered for 0.05 s)" in warning
+        answers.set()
+        assert answered.wait(60)
+    log = [ended(trial) for trial in trials]
+    mirror.ended(log[0])
+    assert [one.state.name for one in kept(study)] == ["RUNNING"], "what came too late, and nothing after it"
+    Mirror(study, log)
+    assert [one.state.name for one in kept(study)] == [STATES[trial.state] for trial in log]
 
 
 def test_several_studies_share_a_database_that_is_given(planned, tmp_path: Path):
