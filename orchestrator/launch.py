@@ -39,7 +39,7 @@ from orchestrator.study import (
     write_state,
     write_study,
 )  # fmt: skip
-from orchestrator.tables import final_markdown, leaderboard_markdown, write_tables
+from orchestrator.tables import final_markdown, write_tables
 from orchestrator.tracking import DATA_REPORT, SpoolTracker
 from orchestrator.watcher import Watcher
 from proseg.config import TrainConfig
@@ -342,7 +342,7 @@ def _all_stages(
     study: Study, home: Path, tracker: SpoolTracker, watcher: Watcher, *, address: str | None, verbose: bool
 ) -> None:
     state: State = "failed"
-    note = ""
+    tables = ""
 
     def ray_lost(why: str) -> None:
         write_state(study, "interrupted", why)
@@ -361,14 +361,15 @@ def _all_stages(
 
             best = run_search(study, keeper, tracker, watcher, verbose=verbose)
             if any(final.data for final in study.finals):
-                note = _finish(study, best, keeper, tracker, watcher)
+                tables = _finish(study, best, keeper, tracker, watcher)
         state = "finished"
+        tracker.winner()
     except (KeyboardInterrupt, Stopped):
         state = "interrupted"
         raise
     finally:
         write_state(study, state)
-        _close(study, tracker, state, note)
+        _close(study, tracker, state, tables)
 
 
 def _report_on_data(study: Study, home: Path, watcher: Watcher) -> Path:
@@ -398,14 +399,14 @@ def _finish(study: Study, best: Trial, keeper: Any, tracker: SpoolTracker, watch
     return final_markdown(study, results)
 
 
-def _close(study: Study, tracker: SpoolTracker, state: str, note: str) -> None:
+def _close(study: Study, tracker: SpoolTracker, state: str, tables: str) -> None:
     _end_running_trials(study, tracker)
     trials = read_trials(study)
-    table = summary(read_results(study)) if state == "finished" else {}
-    numbers = {f"cv/{data}/{name}_{kind}": values[kind] for data, metrics in table.items()
+    scores = summary(read_results(study)) if state == "finished" else {}
+    numbers = {f"cv/{data}/{name}_{kind}": values[kind] for data, metrics in scores.items()
                for name, values in metrics.items() for kind in ("mean", "std")}  # fmt: skip
     best = winner(study) if best_trial(trials, study.criterion) else None
-    tracker.study_ended(state, best, numbers, "\n".join([leaderboard_markdown(study, trials), note]))
+    tracker.study_ended(state, best, numbers, tables)
 
 
 def _end_running_trials(study: Study, tracker: SpoolTracker) -> None:

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator import pages
+from orchestrator.results import read_trials
 from orchestrator.stores import artifact_folder, first_line, is_own, local_lock
-from orchestrator.study import Study
+from orchestrator.study import Study, StudyError
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -40,6 +42,19 @@ class Sender:
             self.experiment = self._open_experiment(home)
         self._known = {run.data.tags["proseg.uid"]: run for run in self._runs_of_the_study()}
         self._in_doubt = False
+
+    def page(self, server: str) -> str:
+        """The address of the study's page on this server: whose version decides what it understands."""
+        from mlflow.exceptions import MlflowException
+        from mlflow.utils.credentials import get_default_host_creds
+        from mlflow.utils.rest_utils import http_request
+
+        try:
+            answer = http_request(get_default_host_creds(server), "/version", "GET")
+            version = answer.text if answer is not None and answer.ok else "unknown"
+        except MlflowException:
+            version = "unknown"
+        return pages.study_page(server, self.experiment, self._study, version)
 
     def has(self, key: str) -> bool:
         return self._uid(key) in self._known
@@ -113,11 +128,49 @@ class Sender:
             if path.exists():  # what has been deleted since cannot be sent; the record stays
                 self._client.log_artifact(self._id(key), str(path), under)
 
-    def _status(self, key: str, status: str, tags: dict[str, str], time: int | None = None) -> None:
+    def _picture(self, key: str, path: str) -> None:
+        from proseg.errors import DataError
+        from proseg.pictures import picture
+
+        begins = f"images/{pages.SAMPLES.replace('/', '~')}+step+{pages.SAMPLES_STEP}+"
+        there = self._client.list_artifacts(self._id(key), "images")
+        if any(file.path.startswith(begins) and file.path.endswith(".webp") for file in there):
+            return  # MLflow names every picture anew
+        try:
+            image = picture(self._study.folder / path)
+        except DataError as error:
+            raise Refused(f"{key}: {error}") from None
+        self._client.log_image(self._id(key), image, key=pages.SAMPLES, step=pages.SAMPLES_STEP, synchronous=True)
+
+    def _view(self) -> None:
+        self._client.set_experiment_tag(self.experiment, *pages.saved_view(self._study))
+
+    def _winner(self, key: str) -> None:
+        from orchestrator.registry import register_winner
+
+        try:
+            register_winner(self._client, self._id(key), self._study)
+        except StudyError as error:
+            raise Refused(f"the winner cannot be registered: {error}") from None
+
+    def _note(self, key: str, winner: int | None, tables: str) -> None:
+        trials = read_trials(self._study)
+        text = pages.note(
+            self._study, trials, experiment=self.experiment, tables=tables,
+            runs={trial.name: self._id(trial.name) for trial in trials if self.has(trial.name)},
+            winner=next((trial for trial in trials if trial.number == winner), None),
+        )  # fmt: skip
+        self._tags(key, {pages.NOTE: text})
+
+    def _status(
+        self, key: str, status: str, tags: dict[str, str], time: int | None = None, name: str | None = None
+    ) -> None:
         if time is None:
             self._client.update_run(self._id(key), status=status)
         else:
             self._client.set_terminated(self._id(key), status, time)
+        if name:
+            self._client.update_run(self._id(key), name=name)
         self._tags(key, tags)  # last: by its state a run is known to have all that belongs to it
 
     # --- runs ---------------------------------------------------------------------------------------------------------

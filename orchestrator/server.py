@@ -15,9 +15,9 @@ import psutil
 
 from orchestrator import guard
 from orchestrator.interrupt import terminable
+from orchestrator.pages import study_page
 from orchestrator.stores import artifact_folder, check_store, is_own, local_uri, quieten, store_name
 from orchestrator.study import Study, StudyError
-from orchestrator.tracking import study_page
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0

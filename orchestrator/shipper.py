@@ -13,7 +13,6 @@ from orchestrator.server import LocalServer
 from orchestrator.spool import SPOOL, Progress, Spool, count_points, read_on, read_progress, write_progress
 from orchestrator.stores import check_store, first_line, quieten, store_name, tracking_uri, wants_server
 from orchestrator.study import Study, StudyError, alone
-from orchestrator.tracking import study_page
 
 if TYPE_CHECKING:
     from orchestrator.watcher import Watcher
@@ -69,7 +68,7 @@ class Shipping:
         """The address of the study's page, kept for `status`; empty before a store has answered, or if none serves."""
         if self._sender is None or not self._uri.startswith("http"):
             return ""
-        self.progress = replace(self.progress, page=study_page(self._uri, self._sender.experiment, self._study))
+        self.progress = replace(self.progress, page=self._sender.page(self._uri))
         write_progress(self._study.folder, self._store, self.progress)
         return self.progress.page
 

@@ -26,9 +26,11 @@ class Spool:
     - metrics: of one run (key, points: [step, milliseconds since 1970, {name: value}]);
     - tags: of one run (key, tags);
     - files: of one run (key, paths relative to the study's folder, under);
-    - picture: of one run (key, path of its samples, step);
-    - status: a run goes on (key, status, tags), or has ended (also time);
-    - view: the study's page is to be made; model: the winner is to be registered.
+    - picture: of one run (key, path of its samples);
+    - status: a run goes on (key, status, tags), or has ended (also time, and name where it has another now);
+    - view: the study's saved view is to be made;
+    - winner: it is to be registered;
+    - note: the description of the study's run is to be written (winner: its number, tables: of the final stage).
     """
 
     def __init__(self, folder: Path):

@@ -8,18 +8,19 @@ import getpass
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import quote
 
+from orchestrator import pages
 from orchestrator.disk import patiently
 from orchestrator.results import Trial
 from orchestrator.spool import Spool
 from orchestrator.study import DataRef, Study
 from orchestrator.trainings import RESULT, Training
+from orchestrator.trial import FAILURE
 from proseg.config import TrainConfig
-from proseg.records import BEST, CASES, CONFIG, read_epochs
-from search_spaces.space import Float
+from proseg.records import BEST, CASES, CONFIG, SAMPLES, read_epochs
 
 SECONDS_BETWEEN_EPOCHS = 5.0
 """Epochs of a trial that end sooner one after another are written down together."""
@@ -39,7 +40,8 @@ class Tracker(Protocol):
     def fold_ended(self, data: DataRef, fold: int, config: TrainConfig, summary: dict[str, float]) -> None: ...
     def artifact(self, path: Path) -> None: ...
     def data_report(self, folder: Path) -> None: ...
-    def study_ended(self, state: str, best: Trial | None, summary: dict[str, float], note: str) -> None: ...
+    def winner(self) -> None: ...
+    def study_ended(self, state: str, best: Trial | None, summary: dict[str, float], tables: str) -> None: ...
 
 
 class SpoolTracker:
@@ -67,8 +69,11 @@ class SpoolTracker:
         self._told: dict[str, tuple[int, float]] = {}
         for record in self.spool.records():
             self._note(record)
+        new = not self._states
         self._start("study", study.name, kind="study", parent=None, params=_study_params(study),
                     data=[(study.data, study.space.fold)])  # fmt: skip
+        if new:
+            self._append("view")
         for trial in trials:
             if trial.state not in ("running", "interrupted") and self._states.get(trial.name) != trial.state:
                 self.trial_started(trial)
@@ -78,8 +83,9 @@ class SpoolTracker:
 
     def trial_started(self, trial: Trial) -> None:
         config = self._study.config_of(trial.values)
-        self._start(trial.name, _run_name(trial), kind="trial", parent="study",
-                    tags={"proseg.trial": str(trial.number)}, params=_trial_params(self._study, trial, config),
+        tags = {"proseg.trial": str(trial.number), "proseg.trial_uid": f"{self._study.name}/{trial.name}"}
+        self._start(trial.name, pages.run_name(replace(trial, state="running")), kind="trial", parent="study",
+                    tags=tags, params=pages.trial_params(self._study, trial, config),
                     data=[(self._study.data, self._study.space.fold)])  # fmt: skip
 
     def trial_epochs(self, trial: Trial) -> None:
@@ -91,10 +97,13 @@ class SpoolTracker:
     def trial_ended(self, trial: Trial) -> None:
         folder = self._study.trial_folder(trial.number)
         self._epochs(trial.name, folder)
-        self._files(trial.name, [folder / CONFIG, folder / BEST, folder / "failure.json"])
-        reason = {"proseg.reason": trial.reason} if trial.reason else {}
+        epochs = read_epochs(folder)
+        ended = int(1000 * epochs[-1]["time"]) if epochs else _now()
+        self._metrics(trial.name, pages.trial_summary(self._study, trial, epochs), step=trial.epoch, time=ended)
+        self._picture(trial.name, folder)
+        self._files(trial.name, [folder / CONFIG, folder / BEST, folder / FAILURE])
         status = {"failed": "FAILED", "interrupted": "KILLED"}.get(trial.state, "FINISHED")
-        self._end(trial.name, status, trial.state, reason)
+        self._end(trial.name, status, trial.state, pages.trial_tags(trial), name=pages.run_name(trial))
 
     def repeats_started(self, trainings: Sequence[Training]) -> None:
         self._start("confirm", "confirmation", kind="confirmation", parent="study")
@@ -128,6 +137,7 @@ class SpoolTracker:
             return
         self._epochs(key, folder)
         self._metrics(key, scores, step=config.epochs)
+        self._picture(key, folder)
         self._files(key, [folder / name for name in files])
         self._end(key, "FINISHED", "complete")
 
@@ -139,7 +149,11 @@ class SpoolTracker:
         if not self._reported:
             self._files("study", sorted(folder.iterdir()), under=DATA_REPORT)
 
-    def study_ended(self, state: str, best: Trial | None, summary: dict[str, float], note: str) -> None:
+    def winner(self) -> None:
+        """The study has one: it is to be registered."""
+        self._append("winner", key="study")
+
+    def study_ended(self, state: str, best: Trial | None, summary: dict[str, float], tables: str) -> None:
         step = self._study.trials
         if best is not None and best.objective is not None:
             self._metrics("study", {f"objective/{self._study.criterion.metric}": best.objective}, step=step)
@@ -149,13 +163,14 @@ class SpoolTracker:
         if "final" in self._open:
             self._metrics("final", summary, step=0)
         for key, folder in self._open.items():  # the stages themselves, and trainings that did not come to an end
-            failure = folder / "failure.json"
+            failure = folder / FAILURE
             self._epochs(key, folder)
             self._files(key, [failure])
             word = "failed" if failure.exists() else "complete" if state == "finished" else state
             self._end(key, "FAILED" if failure.exists() else status, word)
         self._files("study", [self._study.folder / "study.json"])
-        self._end("study", status, state, {"proseg.data_label": _labels(self._study), "mlflow.note.content": note})
+        self._append("note", key="study", winner=best and best.number, tables=tables)
+        self._end("study", status, state, {"proseg.data_label": _labels(self._study)})
 
     # --- writing down -------------------------------------------------------------------------------------------------
 
@@ -190,7 +205,7 @@ class SpoolTracker:
         common = {
             "proseg.uid": f"{self._study.name}/{key}", "proseg.kind": kind, "proseg.study": self._study.name,
             "proseg.space": self._study.space.name, "proseg.space_digest": self._study.space_digest,
-            "proseg.seed": str(self._study.seed), "proseg.code": self._study.environment["git"],
+            "proseg.seed": str(self._study.seed), "proseg.git_sha": self._study.environment["git"],
             "proseg.version": self._study.environment["proseg-tune"], "mlflow.user": _user(),
             "mlflow.source.name": "proseg-tune", "proseg.state": "running",
         }  # fmt: skip
@@ -213,9 +228,9 @@ class SpoolTracker:
             self._append("metrics", key=key, points=points)
             self._epochs_of[key] = new[-1]["epoch"]
 
-    def _metrics(self, key: str, values: dict[str, float], *, step: int) -> None:
+    def _metrics(self, key: str, values: dict[str, float], *, step: int, time: int | None = None) -> None:
         new = {name: value for name, value in values.items() if self._told.get(f"{key} {name}") != (step, value)}
-        point = _point(new, step=step, time=_now())
+        point = _point(new, step=step, time=time or _now())
         if point[2]:
             self._append("metrics", key=key, points=[point])
 
@@ -224,47 +239,23 @@ class SpoolTracker:
         if found:
             self._append("files", key=key, paths=found, under=under)
 
+    def _picture(self, key: str, folder: Path) -> None:
+        if (folder / SAMPLES).exists():
+            self._append("picture", key=key, path=str((folder / SAMPLES).relative_to(self._study.folder)))
+
     def _mark_best(self, key: str) -> None:
         if self._best not in (None, key):  # of an earlier process, which knew of fewer trials
             self._append("tags", key=self._best, tags={"proseg.best": "false"})
         self._append("tags", key=key, tags={"proseg.best": "true"})
 
-    def _end(self, key: str, status: str, state: str, tags: dict[str, str] | None = None) -> None:
-        self._append("status", key=key, status=status, tags={"proseg.state": state} | (tags or {}), time=_now())
-
-
-def study_page(server: str, experiment: str, study: Study) -> str:
-    """The address that lists a study's trials, best first. Without the filter MLflow shows one collapsed row."""
-    query = f"tags.`proseg.study` = '{study.name}' and tags.`proseg.kind` = 'trial'"
-    metric = f"metrics.`objective/{study.criterion.metric}`"
-    ascending = str(not study.criterion.maximize).lower()
-    return (f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning&searchFilter={quote(query)}"
-            f"&orderByKey={quote(metric)}&orderByAsc={ascending}&compareRunsMode=CHART")  # fmt: skip
+    def _end(
+        self, key: str, status: str, state: str, tags: dict[str, str] | None = None, name: str | None = None
+    ) -> None:
+        tags = {"proseg.state": state} | (tags or {})
+        self._append("status", key=key, status=status, tags=tags, time=_now(), name=name)
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
-
-
-def _run_name(trial: Trial) -> str:
-    """The number first, then the most telling value: the list of runs cuts names at some twenty characters."""
-    floats = {name: value for name, value in trial.values.items() if isinstance(value, float)}
-    telling = sorted(floats, key=lambda name: name != "optim.lr")[:2]
-    return " ".join([trial.name, *(f"{name.split('.')[-1]} {floats[name]:.1e}" for name in telling)])
-
-
-def _trial_params(study: Study, trial: Trial, config: TrainConfig) -> dict[str, Any]:
-    """Searched fields under model/, loss/, optim/; the others under fixed/, out of the way of comparisons."""
-    params: dict[str, Any] = {}
-    for name, value in config.flat().items():
-        if name not in trial.values:
-            params[f"fixed/{name}"] = value
-            continue
-        params[name.replace(".", "/", 1)] = value
-        dimension = study.space.search[name]
-        if isinstance(dimension, Float) and dimension.log:  # MLflow's parallel coordinates have linear axes only
-            group, leaf = name.rsplit(".", 1)
-            params[f"{group}/log10_{leaf}"] = round(math.log10(value), 4)
-    return params
 
 
 def _study_params(study: Study) -> dict[str, Any]:

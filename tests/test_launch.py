@@ -365,7 +365,7 @@ def test_a_study_that_was_asked_to_stop_before_is_not_stopped_now(
     searching(monkeypatch, search)
     launch.run(begun, tmp_path, Deaf())  # type: ignore[arg-type]
     assert read_state(begun) == "finished"
-    assert [name for name, *_ in tracker.heard] == ["data_report", "study_ended"]
+    assert [name for name, *_ in tracker.heard] == ["data_report", "winner", "study_ended"]
     with alone(begun):
         pass  # it has let go
 

@@ -1,16 +1,18 @@
 """The record in MLflow, in a real SQLite store: whole, in order, once each, whatever happens on the way."""
 
 import contextlib
+import json
 import logging
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from orchestrator import sender, shipper, stores, tracking
+from orchestrator import pages, sender, shipper, stores, tracking
 from orchestrator.results import Trial, read_trials
 from orchestrator.shipper import Shipping
 from orchestrator.spool import SPOOL, Spool, read_progress
@@ -19,6 +21,8 @@ from orchestrator.study import Study, StudyError
 from orchestrator.tracking import SpoolTracker
 from orchestrator.trainings import Training
 from proseg.data.store import Store
+from proseg.pictures import Samples
+from proseg.records import SAMPLES
 from tests.studies import LABEL, add_trial, make_store, make_study, write_epochs
 
 
@@ -148,7 +152,7 @@ def test_every_run_says_how_it_ended(runs: dict[str, Any], run: str, status: str
 
 
 def test_reasons_are_kept(runs: dict[str, Any]):
-    assert runs["t001"].data.tags["proseg.reason"] == "ASHA: epoch 1 of 2"
+    assert runs["t001"].data.tags["proseg.prune_reason"] == "ASHA: epoch 1 of 2"
     assert runs["t002"].data.tags["proseg.reason"] == "the loss is not finite"
 
 
@@ -185,7 +189,7 @@ def test_runs_bear_the_data_and_the_code_they_rest_on(runs: dict[str, Any], run:
     assert tags["proseg.data"] == "blobs"
     assert tags["proseg.data_digest"] == store.manifest.fingerprint[:12]
     assert LABEL in tags["proseg.data_label"]
-    assert tags["proseg.code"] == "0123456789ab"
+    assert tags["proseg.git_sha"] == "0123456789ab"
     (given,) = runs[run].inputs.dataset_inputs
     assert given.dataset.digest == store.manifest.fingerprint[:12]
 
@@ -203,7 +207,10 @@ def test_the_report_on_the_data_lies_with_the_study(home: Path, runs: dict[str, 
 
 def test_the_best_trial_is_marked_and_the_page_shows_the_table(runs: dict[str, Any]):
     assert [name for name, run in runs.items() if run.data.tags.get("proseg.best") == "true"] == ["t000"]
-    assert runs["study"].data.tags["mlflow.note.content"] == "the table"
+    note = runs["study"].data.tags["mlflow.note.content"]
+    assert LABEL in note
+    assert "t000" in note
+    assert "the table" in note
 
 
 # Numbers that are none
@@ -375,11 +382,44 @@ def test_the_store_lies_in_the_workspace_unless_a_uri_is_given(tmp_path: Path, m
     assert stores.tracking_uri(tmp_path) == "http://127.0.0.1:5000"
 
 
-def test_the_page_of_a_study_lists_its_trials_best_first(home: Path, store: Store):
-    page = tracking.study_page("http://127.0.0.1:5000", "7", make_study(home, store, name="page"))
-    assert page.startswith("http://127.0.0.1:5000/#/experiments/7/runs?")
-    assert "%27page%27" in page
-    assert "orderByAsc=true" in page
+def test_the_saved_view_lies_with_the_experiment(home: Path, runs: dict[str, Any], store: Store):
+    experiment = MlflowClient(local_uri(home)).get_experiment(runs["study"].info.experiment_id)
+    name, view = pages.saved_view(make_study(home / "elsewhere", store, name="well"))
+    assert json.loads(experiment.tags[name])["state"] == json.loads(view)["state"]
+
+
+def test_an_ended_run_is_named_after_its_end_and_has_its_summary(runs: dict[str, Any]):
+    assert runs["t000"].info.run_name == "t000 0.3000 complete"
+    assert runs["t002"].info.run_name == "t002 failed"
+    assert runs["t001"].data.metrics["cost/epochs"] == 1
+    assert runs["t001"].data.metrics["objective/ged"] == 0.4
+
+
+def test_a_picture_of_the_best_weights_is_sent_once(home: Path, store: Store):
+    study = make_study(home, store, name="pictured")
+    tracker, trial = SpoolTracker(study), Trial(0, {"optim.lr": 0.001, "model.tau_size": 2})
+    tracker.trial_started(trial)
+    folder = study.trial_folder(0)
+    masks = np.zeros((1, 2, 16, 16), np.uint8)
+    Samples("blobs", 1, 16, masks[:, 0], masks, np.ones((1, 2), bool), masks, masks[:, 0]).write(folder / SAMPLES)
+    tracker.trial_ended(add_trial(study, 0, 0.3))
+    for _ in range(2):
+        ship(study, home)
+        (study.folder / "mlflow.json").unlink()
+    found = runs_of(home, "pictured")["t000"]
+    images = [Path(path).suffix for path in sorted(files_of(home, found, "images"))]
+    assert images == [".webp", ".png"] or images == [".png", ".webp"]
+
+
+def test_a_winner_that_cannot_be_registered_holds_up_nothing(home: Path, store: Store):
+    """The weights of these trials are no weights."""
+    study = make_study(home, store, name="unregistered")
+    best = add_trial(study, 0, 0.3)
+    tracker = SpoolTracker(study, [best])
+    tracker.winner()
+    tracker.study_ended("finished", best, {}, "")
+    assert ship(study, home).progress.refused == 1
+    assert runs_of(home, "unregistered")["study"].info.status == "FINISHED"
 
 
 def test_a_final_stage_that_breaks_off_says_so(home: Path, store: Store, monkeypatch: pytest.MonkeyPatch):
@@ -429,7 +469,7 @@ def test_a_store_that_is_no_database_is_one_sentence(tmp_path: Path, monkeypatch
 # A driver that dies while it ends a trial
 
 
-@pytest.mark.parametrize("last", range(4))
+@pytest.mark.parametrize("last", range(5))
 def test_a_run_is_not_left_open_by_a_driver_that_dies_as_it_ends_it(
     home: Path, store: Store, monkeypatch: pytest.MonkeyPatch, last: int
 ):
@@ -449,7 +489,7 @@ def test_a_run_is_not_left_open_by_a_driver_that_dies_as_it_ends_it(
     with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
         patch.setattr(Spool, "append", dies)
         tracker.trial_ended(ended)
-    assert written == ["metrics", "files", "status"][:last]
+    assert written == ["metrics", "metrics", "files", "status"][:last]
     SpoolTracker(study, read_trials(study))
     ship(study, home)
     run = runs_of(home, study.name)["t000"]
@@ -472,7 +512,7 @@ def test_epochs_that_end_soon_one_after_another_are_written_down_together(
         tracker.trial_epochs(trial)
     tracker.trial_ended(add_trial(study, 0, 0.3, epoch=8))
     points = [record["points"] for record in tracker.spool.records() if record["op"] == "metrics"]
-    assert [[step for step, *_ in some] for some in points] == [[1], [2, 3, 4, 5, 6, 7, 8]]
+    assert [[step for step, *_ in some] for some in points] == [[1], [2, 3, 4, 5, 6, 7, 8], [8]]
 
 
 def test_metrics_of_a_run_are_sent_many_at_a_time_and_before_what_follows_them():
