@@ -137,9 +137,12 @@ def launch(
         found = find_space(space)  # before anything slow is imported: most mistakes are here
         from orchestrator.launch import Options, create, get_ready, plan
         from orchestrator.session import joined
+        from orchestrator.stores import check_store, is_own
         from orchestrator.workspace import workspace
 
         home = workspace()
+        if not dry_run and not is_own(home):
+            check_store(home)  # a password that is wrong is told before anything is measured
         options = Options(
             trials=trials, epochs=epochs, workers=workers, gpu_share=gpu_share or None, concurrent=concurrent or None,
             data=data, max_time=max_time, budget=pair(budget), seed=seed, final=final, confirm=confirm,

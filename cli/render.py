@@ -213,7 +213,8 @@ def outcome(study: "Study") -> None:
     if results:
         _final_table(study, results)
     line(f"\nrecord: {study.folder}")
-    line(f"next:   proseg-tune ui {study.name}\n        proseg-tune best {study.name} --export DIR")
+    line(f"next:   proseg-tune report {study.name}\n        proseg-tune ui {study.name}\n"
+         f"        proseg-tune best {study.name} --export DIR")  # fmt: skip
 
 
 def _show_confirmation(study: "Study") -> None:
@@ -262,7 +263,7 @@ def status(
         json({"study": study.name, "state": state, "trials_planned": study.trials, "folder": str(study.folder),
               "trials": [asdict(trial) for trial in trials], "folds_planned": folds,
               "spent": {"unit": study.resources.unit, "amount": sum(trial.cost for trial in trials)},
-              "disk": used(study.folder),
+              "disk": used(study.folder), "mlflow": _tracked(study, state),
               "folds": [asdict(result) for result in results]})  # fmt: skip
         return
     counts = {name: sum(trial.state == name for trial in trials) for name in STATES}
@@ -274,11 +275,26 @@ def status(
     again = f", which went on {retries} time(s) from a checkpoint" if retries else ""
     line(f"{spent:.3g}{limit} {study.resources.unit} spent on trials{again}; "
          f"{used(study.folder) / 2**20:.1f} MB in {study.folder}")  # fmt: skip
+    for store in _tracked(study, state):
+        queued = f", {store['queued']} points queued" if store["queued"] else ""
+        line(f"MLflow ({store['store']}){queued}: {store['page'] or f'`proseg-tune ui {study.name}` shows its pages'}")
     if trials:
         out.print(trial_table(study, trials))
     _show_confirmation(study)
     if results:
         _final_table(study, results)
+
+
+def _tracked(study: "Study", state: str) -> list[dict[str, Any]]:
+    """What each MLflow store has got of a study, and where it shows it; our own server ends with the study."""
+    from orchestrator.spool import Spool, read_all_progress
+    from orchestrator.stores import OWN
+
+    known = read_all_progress(study.folder)
+    points = Spool(study.folder).points if known else 0
+    return [{"store": store, "points": progress.points, "queued": max(0, points - progress.points),
+             "page": progress.page if store != OWN or state == "running" else ""}
+            for store, progress in known.items()]  # fmt: skip
 
 
 def listing(lines: Sequence["Listing"], *, as_json: bool) -> None:

@@ -82,14 +82,19 @@ class Progress:
     """The address of the study's page when it was last served."""
 
 
-def read_progress(folder: Path, store: str) -> Progress:
-    """Nothing sent, for a store that this study has not seen."""
+def read_all_progress(folder: Path) -> dict[str, Progress]:
+    """Of every store that this study has been sent to, by its name."""
     path = folder / SENT
     known = json.loads(path.read_text()) if path.exists() else {}
-    return Progress(**known.get(store, {}))
+    return {store: Progress(**values) for store, values in known.items()}
+
+
+def read_progress(folder: Path, store: str) -> Progress:
+    """Nothing sent, for a store that this study has not seen."""
+    return read_all_progress(folder).get(store, Progress())
 
 
 def write_progress(folder: Path, store: str, progress: Progress) -> None:
-    path = folder / SENT
-    known = json.loads(path.read_text()) if path.exists() else {}
-    write_atomically(path, json.dumps(known | {store: vars(progress)}, indent=1).encode())
+    known = read_all_progress(folder) | {store: progress}
+    content = json.dumps({name: vars(values) for name, values in known.items()}, indent=1)
+    write_atomically(folder / SENT, content.encode())

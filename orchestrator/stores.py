@@ -84,10 +84,19 @@ def check_store(home: Path) -> None:
             MlflowClient(tracking_uri(home)).search_experiments(max_results=1)
     except Exception as error:  # a driver that is not installed, a file that is no database: foreign code has no limit
         uri = without_password(tracking_uri(home))
-        raise StudyError(
-            f"MLflow at {uri} cannot be used: {first_line(error)}; "
-            "mend MLFLOW_TRACKING_URI, or unset it to use the workspace's own store"
-        ) from None
+        raise StudyError(f"MLflow at {uri} cannot be used: {_remedy(error)}") from None
+
+
+def _remedy(error: Exception) -> str:
+    """What is wrong, and what to do."""
+    text = str(error)
+    if "error code 401" in text:
+        return ("it wants a user and a password, or others; give them in MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or change MLFLOW_TRACKING_URI")  # fmt: skip
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return ("its certificate is not trusted on this machine; name the file of who signed it in "
+                "MLFLOW_TRACKING_SERVER_CERT_PATH, or change MLFLOW_TRACKING_URI")  # fmt: skip
+    return f"{first_line(error)}; mend MLFLOW_TRACKING_URI, or unset it to use the workspace's own store"
 
 
 def quieten() -> None:

@@ -37,6 +37,7 @@ PARSED = {
     r"data prepare (lidc-|npc)": "needs files that only a user has; tests/test_lidc_dicom.py and test_npc.py make some",
     r"ui": "serves pages until it is ended; tests/test_tracking.py does",
     r"doctor": "says whether this machine is well, and ends accordingly; tests/test_doctor.py",
+    r"best --verify ": "the scores of these made-up folds are not the model's; tests/test_verify.py runs real ones",
     r"sync": "talks to MLflow, which takes seconds to import; tested where it is written",
     r"--install-completion": "writes into the user's shell configuration; tests/test_terminal.py does, elsewhere",
 }

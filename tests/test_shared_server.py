@@ -400,9 +400,20 @@ def test_a_wrong_password_is_refused_in_one_sentence(server: SharedServer, place
     assert done.returncode == 2, done.stdout + done.stderr
     said = " ".join(done.stderr.split())
     assert f"MLflow at {server.address} cannot be used" in said
-    assert "MLFLOW_TRACKING_URI" in said
+    assert "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in said
     assert "Traceback" not in done.stderr
     assert sorted((place.home / "studies").glob("*")) == before, "nothing has been written"
+
+
+@pytest.mark.slow
+def test_a_certificate_that_nobody_here_trusts_is_named(server: SharedServer, place: Place):
+    untrusting = {
+        name: value for name, value in server.client_environment(USER, PASSWORD).items() if "CERT" not in name
+    }
+    done = place.run(*launch(place, "untrusted"), **untrusting)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "MLFLOW_TRACKING_SERVER_CERT_PATH" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

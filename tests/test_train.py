@@ -420,7 +420,9 @@ def test_best_is_the_best_epoch_of_the_criterion(
 
 
 def without_time(records: list[dict]) -> list[dict]:
-    return [{name: value for name, value in record.items() if name not in ("time", "seconds")} for record in records]
+    return [
+        {name: value for name, value in record.items() if name not in ("time", "seconds", "cpu")} for record in records
+    ]
 
 
 @pytest.fixture
