@@ -78,7 +78,7 @@ class LocalServer:
             self._child.wait()
 
     def _start(self) -> None:
-        self._port = self._wanted or _free_port()
+        self._port = self._wanted or free_port()
         self._url = f"http://{HOST}:{self._port}"
         self._up, self._deadline = False, time.monotonic() + START_SECONDS
         command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(self._port),
@@ -118,7 +118,8 @@ def serve(home: Path, study: Study, port: int, *, say: Callable[[str], None]) ->
     quieten()
     if not is_own(home):
         raise StudyError(f"the runs are kept at MLFLOW_TRACKING_URI = {store_name(home)}: open its pages there")
-    _check_port(port)
+    if not port_is_free(port):
+        raise StudyError(f"--port {port} is taken by another program; choose another")
     check_store(home)
     page = _page(home, study)
     server = LocalServer(home, port)
@@ -133,19 +134,22 @@ def serve(home: Path, study: Study, port: int, *, say: Callable[[str], None]) ->
         server.stop()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody holds."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return probe.getsockname()[1]
 
 
-def _check_port(port: int) -> None:
+def port_is_free(port: int) -> bool:
+    """Whether a server could take it."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError:
-            raise StudyError(f"--port {port} is taken by another program; choose another") from None
+            return False
+        return True
 
 
 def _page(home: Path, study: Study) -> Callable[[str], str]:

@@ -5,11 +5,15 @@ import json
 import os
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from orchestrator.doctor.findings import Finding, problem, warning
 from orchestrator.doctor.gpus import Driver, Gpu, Torch
 from orchestrator.doctor.machine import GIB, Space
 from orchestrator.doctor.services import Answer, Process, Schema
+from orchestrator.server import free_port, port_is_free
 from orchestrator.study import write_state
 from proseg.data.catalog import Listing
 from tests.studies import make_store, make_study
@@ -305,27 +310,126 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Nothing on the console of the tests."""
 
 
-@pytest.fixture
-def lab() -> Iterator[str]:
+@contextmanager
+def served(context: ssl.SSLContext | None = None) -> Iterator[str]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if context is not None:
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
+    yield f"{'https' if context else 'http'}://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
 
 
-def test_a_server_is_asked_as_mlflows_client_would_ask(lab: str, tmp_path: Path):
-    refused, *_ = services.tracking(lab, tmp_path, {})
+@pytest.fixture
+def lab() -> Iterator[str]:
+    with served() as address:
+        yield address
+
+
+@pytest.fixture(autouse=True)
+def user_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of a person whose environment and files say nothing of MLflow."""
+    for name in [name for name in os.environ if name.startswith("MLFLOW_TRACKING_")]:
+        monkeypatch.delenv(name)
+    home = tmp_path / "person"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    return home
+
+
+def test_a_server_is_asked_as_mlflows_client_would_ask(lab: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    refused, *_ = services.tracking(lab, tmp_path)
     assert (refused.level, "MLFLOW_TRACKING_USERNAME" in refused.fix) == ("problem", True)
-    user = {"MLFLOW_TRACKING_USERNAME": "anna", "MLFLOW_TRACKING_PASSWORD": "secret"}
-    assert levels(services.tracking(lab, tmp_path, user)) == ["ok", "ok"], "the server, and its clock"
-    assert services.authorization({"MLFLOW_TRACKING_TOKEN": "t"}) == "Bearer t"
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "anna")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
+    assert levels(services.tracking(lab, tmp_path)) == ["ok", "ok"], "the server, and its clock"
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "of an earlier login")
+    assert levels(services.tracking(lab, tmp_path)) == ["ok", "ok"], "a password goes before a token"
 
 
-def test_a_password_in_an_address_is_not_shown(tmp_path: Path):
-    (found,) = services.tracking("http://anna:secret@127.0.0.1:9/", tmp_path, {})
-    assert (found.level, "MLFLOW_TRACKING_URI=http://127.0.0.1:9/ does not answer" in found.text) == ("problem", True)
+def test_a_password_may_lie_in_mlflows_own_file(lab: str, tmp_path: Path, user_home: Path):
+    file = user_home / ".mlflow" / "credentials"
+    file.parent.mkdir()
+    file.write_text("[mlflow]\nmlflow_tracking_username = anna\nmlflow_tracking_password = secret\n")
+    assert levels(services.tracking(lab, tmp_path)) == ["ok", "ok"]
+
+
+def test_a_password_in_an_address_is_sent_and_not_shown(lab: str, tmp_path: Path):
+    found, _ = services.tracking(lab.replace("//", "//anna:secret@"), tmp_path)
+    assert (found.level, found.text) == ("ok", f"{lab.replace('//', '//anna@')} answers")
+    (found,) = services.tracking("http://anna:secret@127.0.0.1:9/", tmp_path)
+    said = "MLFLOW_TRACKING_URI=http://anna@127.0.0.1:9/ does not answer: Connection refused"
+    assert (found.level, found.text) == ("problem", said)
     assert "secret" not in found.text + found.fix
+
+
+@pytest.fixture
+def secure(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A server with a certificate that it has signed itself, and the certificate."""
+    files = tmp_path / "server.crt", tmp_path / "server.key"
+    write_certificate(*files)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*files)
+    with served(context) as address:
+        yield address.replace("//", "//anna:secret@"), files[0]
+
+
+def write_certificate(certificate: Path, key: Path) -> None:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    secret, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    alias = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    builder = x509.CertificateBuilder(
+        name, name, secret.public_key(), x509.random_serial_number(), now - timedelta(days=1), now + timedelta(days=1)
+    )
+    signed = builder.add_extension(alias, critical=False).sign(secret, hashes.SHA256())
+    certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    key.write_bytes(secret.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+                                         serialization.NoEncryption()))  # fmt: skip
+
+
+def test_a_certificate_is_trusted_where_it_is_named(secure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    address, certificate = secure
+    (found,) = services.tracking(address, tmp_path)
+    assert (found.level, "is not trusted here" in found.text) == ("problem", True)
+    assert found.fix.startswith("export MLFLOW_TRACKING_SERVER_CERT_PATH=")
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate))
+    assert levels(services.tracking(address, tmp_path)) == ["ok", "ok"]
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", "gone.crt")
+    (found,) = services.tracking(address, tmp_path)
+    assert "gone.crt" in found.text
+
+
+def test_a_certificate_is_not_looked_at_where_the_user_says_so(secure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    address, _ = secure
+    monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
+    assert levels(services.tracking(address, tmp_path)) == ["ok", "ok"]
+
+
+def test_a_server_is_not_judged_where_mlflow_cannot_be_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setitem(sys.modules, "mlflow.utils.rest_utils", None)
+    (found,) = services.tracking("http://127.0.0.1:9", tmp_path)
+    assert (found.level, "MLflow's client cannot be imported" in found.text) == ("unchecked", True)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://[::1",
+        "http://u:secret@h:x",
+        "postgresql://u:secret@h:x/d",
+        "http://u:sec/ret@h",
+        "mysql://u:secret@[h/d",
+    ],
+)
+def test_an_address_that_is_none_is_a_finding_without_its_password(uri: str, tmp_path: Path):
+    (found,) = services.tracking(uri, tmp_path)
+    assert (found.level, "MLFLOW_TRACKING_URI is no address" in found.text) == ("problem", True)
+    assert "sec" not in found.text + found.fix
 
 
 @pytest.mark.parametrize(
@@ -341,7 +445,7 @@ def test_a_password_in_an_address_is_not_shown(tmp_path: Path):
     ],
 )
 def test_other_stores(uri: str, level: str, part: str, tmp_path: Path):
-    (found,) = services.tracking(uri, tmp_path, {})
+    (found,) = services.tracking(uri, tmp_path)
     assert found.level == level
     assert part in f"{found.text} {found.fix}"
     assert "secret" not in found.text + found.fix
@@ -385,13 +489,14 @@ def test_a_store_that_is_none_and_one_that_is_not_there(tmp_path: Path):
     (tmp_path / "mlflow.db").write_text("no database, but long enough to be taken for one" * 10)
     found = services.store(tmp_path / "mlflow.db", KNOWN)
     assert (found.level, found.fix.startswith("mv ")) == ("problem", True)
+    assert "`proseg-tune sync STUDY`" in found.fix, "which also sends what belongs to a finished study"
     assert services.store(tmp_path / "gone.db", KNOWN).level == "ok"
     assert not (tmp_path / "gone.db").exists(), "looking makes nothing"
 
 
 def test_a_store_that_the_variable_names(tmp_path: Path):
     path = write_database(tmp_path / "other.db", "x")
-    (found,) = services.tracking(f"sqlite:///{path}", tmp_path, {})
+    (found,) = services.tracking(f"sqlite:///{path}", tmp_path)
     assert str(path) in found.text
 
 
@@ -477,8 +582,8 @@ def test_loopback_ports_and_proxies():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        assert not services.port_is_free(taken.getsockname()[1])
-    assert services.port_is_free(services.free_port())
+        assert not port_is_free(taken.getsockname()[1])
+    assert port_is_free(free_port())
     assert services.ui_port(False, 5001).fix == "proseg-tune ui --port 5001"
     assert services.proxy({"http": "http://proxy:3128"}, bypassed=False).level == "warning"
     assert services.proxy({"http": "http://proxy:3128"}, bypassed=True).level == "ok"

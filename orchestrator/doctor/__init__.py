@@ -12,6 +12,7 @@ import psutil
 
 from orchestrator.doctor import data, gpus, machine, packages, services
 from orchestrator.doctor.findings import Finding, unchecked
+from orchestrator.server import free_port, port_is_free
 from orchestrator.study import StudyError, read_state, read_study, studies_folder
 from proseg.data.catalog import listing
 
@@ -88,8 +89,8 @@ def _services(home: Path, environ: Mapping[str, str], *, deep: bool) -> Iterator
         yield services.start_ray()
     else:
         yield unchecked("Ray", "whether it starts was not tried, as that takes seconds", "proseg-tune doctor --deep")
-    yield from services.tracking(environ.get("MLFLOW_TRACKING_URI"), home, environ)
-    yield services.ui_port(services.port_is_free(services.UI_PORT), services.free_port())
+    yield from services.tracking(environ.get("MLFLOW_TRACKING_URI"), home)
+    yield services.ui_port(port_is_free(services.UI_PORT), free_port())
     yield services.proxy(urllib.request.getproxies(), bypassed=bool(urllib.request.proxy_bypass(services.LOOPBACK)))
 
 

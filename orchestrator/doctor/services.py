@@ -1,8 +1,6 @@
 """Ray and MLflow: whether they can be reached, and whether something stands in their way."""
 
-import base64
 import contextlib
-import http.client
 import os
 import re
 import socket
@@ -10,12 +8,10 @@ import sqlite3
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from email.message import Message
 from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,11 +19,14 @@ from pathlib import Path
 import psutil
 
 from orchestrator.doctor.findings import Finding, ok, problem, unchecked, warning
+from orchestrator.stores import first_line, quieten, without_password
 
 SECONDS = 3.0
 """That a server has to answer."""
 CLOCK_SECONDS = 60.0
 """By which two clocks may differ: points of curves are dated by the machine that measured them."""
+SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
+"""What needs a user's rights."""
 RAY_SECONDS = 120.0
 LOOPBACK = "127.0.0.1"
 UI_PORT = 5000
@@ -58,62 +57,69 @@ class Answer:
     """Why none came."""
     date: float | None = None
     """The server's clock, seconds since the epoch."""
+    unasked: str = ""
+    """Why it could not even be asked."""
 
 
-def ask(address: str, authorization: str | None = None) -> Answer:
-    """One GET request, which costs a few seconds at most."""
-    headers = {"Authorization": authorization} if authorization else {}
+def ask(uri: str) -> Answer:
+    """One request of MLflow's own client, which knows where names, passwords and certificates lie: seconds at most."""
     try:
-        request = urllib.request.Request(address, headers=headers)
-        with urllib.request.urlopen(request, timeout=SECONDS) as reply:
-            return Answer(reply.status, date=_date(reply.headers))
-    except urllib.error.HTTPError as error:
-        with error:
-            return Answer(error.code, date=_date(error.headers))
-    except urllib.error.URLError as error:
-        return Answer(error=(isinstance(error.reason, OSError) and error.reason.strerror) or str(error.reason))
-    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: no address at all
-        return Answer(error=str(error) or type(error).__name__)
+        quieten()
+        from mlflow.utils.credentials import get_default_host_creds
+        from mlflow.utils.rest_utils import http_request
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of certificates, which the user does not want looked at
+            reply = http_request(get_default_host_creds(uri), SEARCH, "GET", max_retries=0, timeout=SECONDS,
+                                 raise_on_status=False)  # fmt: skip
+    except ImportError as error:
+        return Answer(unasked=first_line(error))
+    except Exception as error:  # MLflow's own, of requests, of plug-ins that sign requests: foreign code has no limit
+        return Answer(error=_reason(error))
+    assert reply is not None, "only what asks Databricks may come back without an answer"
+    return Answer(reply.status_code, date=_date(reply.headers))
 
 
-def _date(headers: Message) -> float | None:
+def _reason(error: Exception) -> str:
+    """What began it: who passes it on repeats the whole address, and more."""
+    while isinstance(earlier := error.__cause__ or error.__context__, Exception):
+        error = earlier
+    return (isinstance(error, OSError) and error.strerror) or first_line(error)
+
+
+def _date(headers: Mapping[str, str]) -> float | None:
     """The clock of a server, where it tells it."""
     text = headers.get("Date")
     return parsedate_to_datetime(text).timestamp() if text else None
 
 
-def authorization(environ: Mapping[str, str]) -> str | None:
-    """What MLflow's client would send with each request."""
-    if token := environ.get("MLFLOW_TRACKING_TOKEN"):
-        return f"Bearer {token}"
-    name, password = environ.get("MLFLOW_TRACKING_USERNAME"), environ.get("MLFLOW_TRACKING_PASSWORD", "")
-    return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode() if name else None
-
-
-def tracking(uri: str | None, home: Path, environ: Mapping[str, str]) -> list[Finding]:
+def tracking(uri: str | None, home: Path) -> list[Finding]:
     """Whether the store that MLflow's client would use is there and usable."""
     if not uri:
         return [store(home / "mlflow" / "mlflow.db", schema_known())]
-    scheme = urllib.parse.urlsplit(uri).scheme
-    if scheme in ("http", "https"):
-        search = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1"
-        answer = ask(search, authorization(environ))
-        return [server(shown(uri), answer), *clock(shown(uri), answer, time.time())]
-    if scheme == "sqlite":
-        return [store(Path(urllib.parse.urlsplit(uri).path.removeprefix("/") or "/"), schema_known())]
-    if "sql" in scheme:
+    try:
+        parts = urllib.parse.urlsplit(uri)
+        _ = parts.port  # is looked at only now
+    except ValueError:  # its words may hold half of a password
+        return [problem("MLflow", "MLFLOW_TRACKING_URI is no address: its host or port cannot be read",
+                        "export MLFLOW_TRACKING_URI=http://HOST:5000    # an IPv6 address stands in [ ]")]  # fmt: skip
+    if parts.scheme in ("http", "https"):
+        shown, answer = without_password(uri), ask(uri)
+        return [server(shown, answer), *clock(shown, answer, time.time())]
+    if parts.scheme == "sqlite":
+        return [store(Path(parts.path.removeprefix("/") or "/"), schema_known())]
+    if "sql" in parts.scheme:
         return [database(uri, reach)]
-    return [other(uri, scheme)]
-
-
-def shown(uri: str) -> str:
-    """An address without the name and password that may be in it."""
-    parts = urllib.parse.urlsplit(uri)
-    return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return [other(uri, parts.scheme)]
 
 
 def server(uri: str, answer: Answer) -> Finding:
     """Args: the answer to a request that needs a user's rights."""
+    if answer.unasked:
+        return unchecked("MLflow", f"{uri} was not asked, MLflow's client cannot be imported: {answer.unasked}")
+    if "CERTIFICATE_VERIFY_FAILED" in answer.error:
+        return problem("MLflow", f"the certificate of {uri} is not trusted here: {answer.error}",
+                       "export MLFLOW_TRACKING_SERVER_CERT_PATH=...    # the file of who signed it")  # fmt: skip
     if answer.error:
         fix = "unset MLFLOW_TRACKING_URI    # to use the workspace's own store; or start that server"
         return problem("MLflow", f"MLFLOW_TRACKING_URI={uri} does not answer: {answer.error}", fix)
@@ -171,7 +177,7 @@ def store(path: Path, known: "Schema | None") -> Finding:
         revision = schema_of(path)
     except sqlite3.Error as error:
         return problem("MLflow", f"{path} cannot be read: {error}",
-                       f"mv {path} {path}.damaged    # `proseg-tune resume STUDY` fills a new one")  # fmt: skip
+                       f"mv {path} {path}.damaged    # `proseg-tune sync STUDY` fills a new one")  # fmt: skip
     if known is None or revision == known.head:
         return ok("MLflow", f"its store {path} can be read" + (", its schema is current" if known else ""))
     if revision in known.all:
@@ -354,22 +360,6 @@ def ui_port(free: bool, another: int) -> Finding:
     if free:
         return ok("port", f"{UI_PORT}, which `proseg-tune ui` takes, is free")
     return warning("port", f"{UI_PORT}, which `proseg-tune ui` takes, is taken", f"proseg-tune ui --port {another}")
-
-
-def port_is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
-        return True
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return probe.getsockname()[1]
 
 
 def proxy(proxies: Mapping[str, str], *, bypassed: bool) -> Finding:
