@@ -264,8 +264,9 @@ def _new(task: Task, shape: tuple[int, ...], work: Path) -> Found:
 
 def _mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
     array = np.lib.format.open_memmap(path, "w+", dtype, shape)
-    with path.open("r+b") as file:  # a disk that is full must say so now: to write into a hole of a file would kill us
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        with path.open("r+b") as file:  # a full disk must say so now: to write into a hole of a file would kill us
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return array
 
 

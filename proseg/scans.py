@@ -20,7 +20,7 @@ import numpy as np
 
 from proseg.data import images
 from proseg.data.channels import joined, joined_header
-from proseg.data.dicom_series import SUFFIXES, find_series, is_dicom_file
+from proseg.data.dicom_series import SUFFIXES, Series, find_series, is_dicom_file
 from proseg.data.formats import orientation
 from proseg.data.formats.picture import Header, Picture
 from proseg.data.own_manifest import IMAGE, read_csv
@@ -154,9 +154,10 @@ def find(
         at: a point, if there is one input.
 
     Raises:
-        DataError: naming the input that is not there, or is nothing that can be read.
+        DataError: naming the input that is not there, or is nothing that can be read, or a series that no input has.
     """
     scans = [scan for one in inputs for scan in _found(str(one), channels, series)]
+    _check_series(scans, series)
     if at is None:
         return scans
     where = point(at)
@@ -166,6 +167,14 @@ def find(
             "with columns image, x, y and z"
         )
     return [replace(scans[0], point=where)]
+
+
+def _check_series(scans: Sequence[Scan], wanted: Sequence[str]) -> None:
+    """That each of the series that were asked for is one of those found: a folder with only one takes no notice."""
+    found = {piece.uid: piece.path for scan in scans for piece in scan.pieces if isinstance(piece, Series)}
+    if absent := [uid for uid in dict.fromkeys(wanted) if uid not in found]:
+        there = ", ".join(f"{uid} ({path})" for uid, path in found.items()) or "no DICOM series"
+        raise DataError(f"--series {', '.join(absent)}: no input holds that series; the inputs are {there}")
 
 
 def _found(text: str, channels: Sequence[str], series: Sequence[str]) -> Iterator[Scan]:

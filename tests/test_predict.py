@@ -30,6 +30,7 @@ from proseg.records import DATA, WEIGHTS
 from proseg.tiles import cover, tiled
 from proseg.train import TrainState
 from tests.images import as_nobody, write_image, write_nifti, write_pages
+from tests.studies import tree
 
 THRESHOLDS = (10.0, 20.0)
 """Of the two experts of the fake model."""
@@ -455,8 +456,17 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.posix_fallocate", full)
+    monkeypatch.setattr("os.posix_fallocate", full, raising=False)
     refused(fake(), [png], tmp_path / "out", "cannot be written: No space left on device")
+
+
+def test_a_system_that_cannot_ask_for_room_beforehand_predicts_the_same(
+    tmp_path: Path, fake: Fake, png: Path, monkeypatch: pytest.MonkeyPatch
+):  # fmt: skip
+    predict(fake(), [png], tmp_path / "here", samples=1)
+    monkeypatch.delattr("os.posix_fallocate", raising=False)
+    predict(fake(), [png], tmp_path / "mac", samples=1)
+    assert tree(tmp_path / "mac") == tree(tmp_path / "here")
 
 
 def test_a_model_that_does_not_know_its_size_is_refused(tmp_path: Path, fake: Fake, png: Path):

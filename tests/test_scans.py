@@ -176,6 +176,18 @@ def test_a_series_is_chosen_by_its_uid(tmp_path: Path, fake: Fake):
     assert record["inputs"][0]["shape"] == [4, 20, 30]
 
 
+def test_a_series_that_no_input_has_is_refused(tmp_path: Path, fake: Fake):
+    write_series(tmp_path / "ct", values((3, 20, 30)))
+    write_nifti(tmp_path / "mr.nii.gz", values((9, 8, 4)), LPS)
+    a, b = series_uid("a"), series_uid("b")
+    inputs, said = [tmp_path / "ct", tmp_path / "mr.nii.gz"], "no input holds that series; the inputs are"
+    refused(fake(), inputs, tmp_path / "out", rf"--series {b}: {said} {a} \({tmp_path / 'ct'}\)", series=[a, b])
+    refused(fake(), inputs, tmp_path / "out", rf"--series {b}, 1\.2: {said} {a} ", series=[b, b, "1.2"])
+    refused(fake(), inputs[1:], tmp_path / "out", rf"--series {a}: {said} no DICOM series$", series=[a])
+    record = predict(fake(), inputs, tmp_path / "out", samples=1, series=[a])
+    assert len(record["inputs"]) == 2
+
+
 def test_a_series_with_a_damaged_image_leaves_nothing_behind(tmp_path: Path, fake: Fake):
     write_series(tmp_path / "ct", values((3, 20, 30)))
     path = tmp_path / "ct/IM0002"
