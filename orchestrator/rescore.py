@@ -10,6 +10,7 @@ from pathlib import Path
 
 from orchestrator.environment import environment
 from orchestrator.scored import write_cases
+from orchestrator.stored import terms
 from orchestrator.study import StudyError
 from proseg.errors import ProSegError
 
@@ -43,8 +44,11 @@ def rescore(model: Path, data: Path, *, prior_samples: int, part: str, fold: int
     m = m if part == "test" else channels_last(m)
     scores = score(m, store, store.cases(where.test if part == "test" else where.val), prior_samples=prior_samples)
     write_cases(out / SCORES, {"case": scores.cases, **scores.values})
-    found = {"config": exported.config.model_dump(), "means": scores.means(), "device": device_kind(),
-             "threads": torch.get_num_threads(), "versions": environment()}  # fmt: skip
+    found = {
+        "config": exported.config.model_dump(), "means": scores.means(), "device": device_kind(),
+        "terms": terms(exported.config, m.raters, prior_samples), "threads": torch.get_num_threads(),
+        "versions": environment(),
+    }  # fmt: skip
     (out / FOUND).write_text(json.dumps(found))
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from orchestrator.results import FoldResult
 from orchestrator.scored import digests, read_columns
 from orchestrator.study import Study, StudyError
+from proseg.config import TrainConfig
 from proseg.data.store import Store
 from proseg.records import CARD, CASES, METRICS
 
@@ -107,7 +108,7 @@ def write_stored(
     Args:
         result: of the final stage on the test part; None: what the checkpoint scored on the validation part is stored.
     """
-    from proseg.evaluate import SLICES_AT_ONCE, case_name
+    from proseg.evaluate import case_name
 
     fold = store.manifest.folds[study.space.fold]
     patients = fold.test if result else fold.val
@@ -120,8 +121,7 @@ def write_stored(
         cases=StoredCases(count=len(names), digest=digest_of(m.fingerprint, names),
                           file=CASES if result and (folder / CASES).exists() else None),
         evaluation=Evaluation(
-            seed=config.seed, samples=m.raters, prior_samples=result.prior_samples if result else 0,
-            crop=config.data.crop, slices_at_once=SLICES_AT_ONCE,
+            **terms(config, m.raters, result.prior_samples if result else 0),
             threads=(result.threads if result else 0) or study.resources.threads_per_rank,
             device=(result.device if result else "") or ("a GPU" if study.resources.gpus else "cpu"),
         ),
@@ -129,6 +129,14 @@ def write_stored(
         files=file_digests(folder), versions=study.environment, tolerance=Tolerance(),
     )  # fmt: skip
     (folder / VERIFY).write_text(record.model_dump_json(indent=1) + "\n")
+
+
+def terms(config: TrainConfig, raters: int, prior_samples: int) -> dict[str, Any]:
+    """How this version evaluates a model: the fields of `Evaluation` that do not depend on the machine."""
+    from proseg.evaluate import SLICES_AT_ONCE
+
+    return {"seed": config.seed, "samples": raters, "prior_samples": prior_samples, "crop": config.data.crop,
+            "slices_at_once": SLICES_AT_ONCE}  # fmt: skip
 
 
 def validation_means(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -63,6 +63,8 @@ class Verification:
     checks: tuple[Check, ...]
     findings: tuple[str, ...]
     """What was changed since the export, a sentence each."""
+    otherwise: tuple[str, ...]
+    """How the evaluation itself differs from that of the export: name, stored -> here."""
     device: str
     threads: int
     versions: dict[str, str]
@@ -86,6 +88,8 @@ class Found:
     """[N] float under each metric's name."""
     config: dict[str, Any]
     means: dict[str, float]
+    terms: dict[str, Any]
+    """`orchestrator.stored.terms` of the version that runs here."""
     device: str
     threads: int
     versions: dict[str, str]
@@ -123,7 +127,8 @@ def verify(
     kept = _kept(folder, record, found)
     names = list(dict.fromkeys([*record.means, *found.means]))
     checks = tuple(_check(name, record, found, kept) for name in names)
-    return Verification(folder, record, store, checks, tuple(findings), found.device, found.threads, found.versions)
+    return Verification(folder, record, store, checks, tuple(findings), _otherwise(record, found), found.device,
+                        found.threads, found.versions)  # fmt: skip
 
 
 # --- the data ---------------------------------------------------------------------------------------------------------
@@ -244,6 +249,14 @@ def _configuration(folder: Path, found: Found) -> list[str]:
     return [] if told == found.config else [f"{CONFIG} is not the configuration that the weights carry"]
 
 
+def _otherwise(record: Stored, found: Found) -> tuple[str, ...]:
+    """Where the noise or the pixels of this evaluation are not those of the stored one."""
+    stored = record.evaluation.model_dump()
+    idle = {"slices_at_once"} if record.data.unit == "volume" else set()  # of a volume all slices are one group
+    return tuple(f"{name} {stored[name]} -> {now}" for name, now in found.terms.items()
+                 if name not in idle and stored[name] != now)  # fmt: skip
+
+
 def _kept(folder: Path, record: Stored, found: Found) -> dict[str, np.ndarray] | None:
     """The stored scores of every case, in the order of the evaluation; None where they were not kept."""
     if record.cases.file is None:
@@ -286,7 +299,12 @@ def sentence(v: Verification) -> str:
         worst = max(v.checks, key=lambda check: abs(check.difference or 0.0))
         return (f"verified: {what} are those stored, within the tolerance; the largest difference of a mean is "
                 f"{abs(worst.difference or 0.0):.2g} ({worst.metric})")  # fmt: skip
-    return "NOT verified: " + "; ".join([*v.findings, *(_off(c, v.record.tolerance) for c in v.checks if not c.ok)])
+    off = [*v.findings, *(_off(check, v.record.tolerance) for check in v.checks if not check.ok)]
+    return "NOT verified: " + "; ".join([*off, *_evaluated_otherwise(v)])
+
+
+def _evaluated_otherwise(v: Verification) -> list[str]:
+    return [f"evaluated otherwise than at the export: {', '.join(v.otherwise)}"] if v.otherwise else []
 
 
 def _off(check: Check, bound: Tolerance) -> str:
@@ -302,7 +320,7 @@ def to_json(v: Verification) -> dict[str, Any]:
     d = v.record.data
     return {
         "model": str(v.folder), "verified": v.verified, "equal": v.equal, "sentence": sentence(v),
-        "findings": list(v.findings), "study": v.record.study, "trial": v.record.trial,
+        "findings": list(v.findings), "otherwise": list(v.otherwise), "study": v.record.study, "trial": v.record.trial,
         "data": {**d.model_dump(), "folder": str(v.data)},
         "cases": v.record.cases.count, "evaluation": v.record.evaluation.model_dump(),
         "metrics": [{"metric": c.metric, "stored": c.stored, "here": c.here, "difference": c.difference,
@@ -339,7 +357,7 @@ def notes(v: Verification) -> list[str]:
     r, e = v.record, v.record.evaluation
     told = f"{r.data.name}: {r.data.label}; fold {r.data.fold}, S = {e.samples}"
     told += f" and {e.prior_samples} from the prior" if e.prior_samples else ""
-    lines = [told]
+    lines = [told, *_evaluated_otherwise(v)]
     if r.data.part == "validation":
         lines.append("exported without a final stage: these are validation patients, on which its epoch was chosen")
     if r.cases.file is None:

@@ -266,6 +266,35 @@ def test_what_rounding_does_not_do_is_not(exported: Path, home: Path):
     assert sentence(found) == "NOT verified: ged differs by +0.001"
 
 
+def test_numbers_that_differ_since_the_evaluation_is_another_say_so(
+    exported: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("proseg.evaluate.SLICES_AT_ONCE", 1)  # other slices share their noise
+    found = check(exported, home)
+    because = "evaluated otherwise than at the export: slices_at_once 32 -> 1"
+    assert sentence(found).startswith("NOT verified: ged differs by ")
+    assert sentence(found).endswith(f"; {because}")
+    assert because in notes(found)
+    assert to_json(found)["otherwise"] == ["slices_at_once 32 -> 1"]
+
+
+def test_another_evaluation_with_the_same_numbers_is_a_note(model: Path, home: Path):
+    edit(model / "verify.json", lambda record: record["evaluation"].update(crop=64, seed=5))
+    found = check(model, home)
+    assert found.equal
+    assert "evaluated otherwise than at the export: seed 5 -> 0, crop 64 -> None" in notes(found)
+
+
+def test_how_slices_share_their_noise_is_nothing_to_volumes(exported: Path, home: Path):
+    found = check(exported, home)
+    record = found.record.model_copy(update={
+        "data": found.record.data.model_copy(update={"unit": "volume"}),
+        "evaluation": found.record.evaluation.model_copy(update={"slices_at_once": 8, "samples": 3}),
+    })  # fmt: skip
+    here = verifying.Found([], {}, {}, {}, {"samples": 2, "slices_at_once": 32}, "cpu", 1, {})
+    assert verifying._otherwise(record, here) == ("samples 3 -> 2",)
+
+
 def test_a_case_that_is_defined_only_here_differs(exported: Path, home: Path):
     found = check(exported, home, rescore=moved(float("nan"), 1))
     (ged,) = [c for c in found.checks if c.metric == "ged"]
