@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.text import Text
 
 from cli import render
-from cli.render import STATES, cost, span
+from cli.render import STATES, cost
+from orchestrator.words import span
 
 if TYPE_CHECKING:
     from orchestrator.results import Trial

@@ -11,6 +11,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from orchestrator.words import span
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -67,13 +69,6 @@ def _without_nan(record: Any) -> Any:
     if isinstance(record, list | tuple):
         return [_without_nan(value) for value in record]
     return None if isinstance(record, float) and not math.isfinite(record) else record
-
-
-def span(seconds: float) -> str:
-    """A duration a person can read: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def track(*, quiet: bool = False) -> "Track":

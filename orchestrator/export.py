@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.confirm import read_verdict
-from orchestrator.results import FoldResult, Trial, best_trial, front, read_results, read_trials
+from orchestrator.results import FoldResult, Trial, front, read_results, read_trials, winner_of
 from orchestrator.retrain import planned
 from orchestrator.rivals import sentence, to_json
 from orchestrator.scored import anonymous_cases, write_cases
@@ -44,13 +44,10 @@ def winner(study: Study) -> Trial:
     Raises:
         StudyError: no trial has come to a score yet.
     """
-    trials, verdict = read_trials(study), read_verdict(study)
-    if verdict is not None:
-        return next(trial for trial in trials if trial.number == verdict.chosen)
-    best = best_trial(trials, study.criterion)
-    if best is None:
+    found = winner_of(read_trials(study), read_verdict(study), study.criterion)
+    if found is None:
         raise StudyError(f"study {study.name} has no finished trial yet")
-    return best
+    return found
 
 
 def best_record(study: Study, preferred: Trial | None = None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from orchestrator.confirm import read_verdict
 from orchestrator.disk import used
-from orchestrator.results import LOG, Trial, best_trial, read_trials
+from orchestrator.results import LOG, read_trials, winner_of
 from orchestrator.study import Study, StudyError, read_state, read_study, running_since, studies_folder
 from proseg.records import read_lines
 
@@ -71,7 +71,7 @@ def _why(error: StudyError | OSError) -> str:
 
 def _of(study: Study, now: float) -> Overview:
     trials, state = read_trials(study), read_state(study)
-    best = _winner(study, trials)
+    best = winner_of(trials, read_verdict(study), study.criterion)
     return Overview(
         name=study.name, space=study.space.name, data=study.data.name, label=study.data.label, state=state,
         ended=sum(trial.state not in ("running", "interrupted") for trial in trials), planned=study.trials,
@@ -80,13 +80,6 @@ def _of(study: Study, now: float) -> Overview:
         seconds=max(0.0, (now if state == "running" else _last_heard(study)) - study.created),
         bytes=used(study.folder), folder=str(study.folder),
     )  # fmt: skip
-
-
-def _winner(study: Study, trials: list[Trial]) -> Trial | None:
-    """As `orchestrator.export.winner`, of a study that may not have one yet."""
-    verdict = read_verdict(study)
-    chosen = verdict and next((trial for trial in trials if trial.number == verdict.chosen), None)
-    return chosen or best_trial(trials, study.criterion)
 
 
 def _last_heard(study: Study) -> float:

@@ -20,6 +20,7 @@ from orchestrator.results import Trial, TrialState, ranked
 from orchestrator.study import Study
 from orchestrator.tables import leaderboard_markdown
 from proseg.config import TrainConfig
+from proseg.records import best_epoch
 from search_spaces.space import Fixed, Float, Int
 
 SAMPLES = "samples/val"
@@ -107,9 +108,10 @@ def trial_summary(study: Study, trial: Trial, epochs: Sequence[dict[str, Any]]) 
     Args:
         epochs: its records (`proseg.records.read_epochs`).
     """
+    at_best = best_epoch(epochs, study.criterion).get(f"val/{companion(study)}")
     found: dict[str, float | None] = {
         objective(study): trial.objective,
-        f"objective/{companion(study)}": trial.second if study.second else _at_best(study, epochs),
+        f"objective/{companion(study)}": trial.second if study.second else at_best,
         "cost/epochs": trial.epoch,
         f"cost/{cost_unit(study)}": trial.cost,
         "time/seconds": trial.seconds,
@@ -117,16 +119,6 @@ def trial_summary(study: Study, trial: Trial, epochs: Sequence[dict[str, Any]]) 
         "gpu/mem_peak_gb": None if trial.memory is None else round(trial.memory / 2**30, 4),
     }
     return {name: float(value) for name, value in found.items() if value is not None}
-
-
-def _at_best(study: Study, epochs: Sequence[dict[str, Any]]) -> float | None:
-    """The companion's value at the first of the epochs whose objective is the best: that of the weights kept."""
-    best: float | None = None
-    value = None
-    for record in epochs:
-        if record["best"] != best:
-            best, value = record["best"], record["metrics"].get(f"val/{companion(study)}")
-    return value
 
 
 def objective(study: Study) -> str:

@@ -14,7 +14,7 @@ from orchestrator.results import Trial, front, ranked, read_trials
 from orchestrator.rivals import LIKE_COST, Verdict
 from orchestrator.rungs import fronts
 from orchestrator.study import Study, StudyError
-from proseg.records import Criterion, read_epochs
+from proseg.records import Criterion, best_epoch, read_epochs
 
 Word = Literal["diversity", "personalization", "balanced", "cheap"]
 WORDS: tuple[Word, ...] = get_args(Word)
@@ -138,12 +138,7 @@ def personal(study: Study) -> Criterion:
 
 def best_metrics(study: Study, trial: Trial) -> dict[str, float]:
     """The validation scores of the epoch whose weights were kept; empty where its record is gone."""
-    best: float | None = None
-    found: dict[str, float] = {}
-    for record in read_epochs(study.trial_folder(trial.number)):
-        value = record["metrics"].get(f"val/{study.criterion.metric}")
-        if value is not None and study.criterion.better(value, best):
-            best, found = value, record["metrics"]
+    found = best_epoch(read_epochs(study.trial_folder(trial.number)), study.criterion)
     return {name.removeprefix("val/"): value for name, value in found.items() if name.startswith("val/")}
 
 

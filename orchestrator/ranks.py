@@ -26,6 +26,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from orchestrator.disk import SECONDS_BETWEEN_LOOKS, is_full, wait_for_space
 from orchestrator.placement import Seating, backend_of
 from orchestrator.resources import Resources
+from orchestrator.stores import first_line
 from proseg.config import TrainConfig
 from proseg.data.folds import Fold
 from proseg.errors import ProSegError
@@ -514,17 +515,12 @@ def _answer(reference: Any) -> Any:
     try:
         answer = ray.get(reference)
     except RayActorError as error:
-        raise Trouble("lost", f"a training process was lost ({_first_line(error)})") from None
+        raise Trouble("lost", f"a training process was lost ({first_line(error)})") from None
     except GetTimeoutError as error:
         raise Trouble("lost", str(error)) from None
     if isinstance(answer, Trouble):
         raise answer
     return answer
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _wait_for_disk(folder: Path) -> None:

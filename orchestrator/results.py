@@ -11,11 +11,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.rungs import fronts
 from orchestrator.study import Study, StudyError
 from proseg.records import Criterion, append_line, read_epochs, read_lines
+
+if TYPE_CHECKING:
+    from orchestrator.rivals import Verdict
 
 LOG = "trials.jsonl"
 TrialState = Literal["running", "complete", "stopped early", "failed", "interrupted"]
@@ -100,6 +103,13 @@ def ranked(trials: Sequence[Trial], criterion: Criterion) -> list[Trial]:
 def best_trial(trials: Sequence[Trial], criterion: Criterion) -> Trial | None:
     order = ranked([trial for trial in trials if trial.state != "running"], criterion)
     return order[0] if order else None
+
+
+def winner_of(trials: Sequence[Trial], verdict: "Verdict | None", criterion: Criterion) -> Trial | None:
+    """The trial that the comparison of the best chose; without one, or where the log no longer has that trial, the best
+    of the search."""
+    chosen = next((trial for trial in trials if verdict and trial.number == verdict.chosen), None)
+    return chosen or best_trial(trials, criterion)
 
 
 def front(trials: Sequence[Trial], criteria: Sequence[Criterion]) -> list[Trial]:

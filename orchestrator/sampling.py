@@ -28,6 +28,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from orchestrator.results import Trial
+from orchestrator.stores import first_line
 from orchestrator.study import Study
 from search_spaces import points
 from search_spaces.space import Choice, Fixed, Float, Int, SearchSpace, Value
@@ -235,7 +236,7 @@ class Mirror:
             self._study = None
             logging.getLogger(__name__).warning(
                 "Optuna's database %s is not kept up to date any more (%s); the study goes on, `resume` rebuilds it",
-                _without_password(self.url), (str(error).splitlines() or [type(error).__name__])[0],
+                _without_password(self.url), first_line(error),
             )  # fmt: skip
             return None
 

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from orchestrator.resources import Node, ResourceError, Resources
+from orchestrator.stores import first_line
 from orchestrator.study import StudyError
 
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -77,7 +78,7 @@ def joined(address: str | None, home: Path, *, verbose: bool) -> Iterator[list[N
         ray.init(address=address, runtime_env=code, log_to_driver=verbose, logging_level=level)
     except Exception as error:  # Ray has a different one for each way not to be there
         raise StudyError(
-            f"--address {address}: no Ray cluster can be joined there ({_first_line(error)}); "
+            f"--address {address}: no Ray cluster can be joined there ({first_line(error)}); "
             "is it running, and is its token in RAY_AUTH_TOKEN or ~/.ray/auth_token?"
         ) from None
     try:
@@ -198,7 +199,7 @@ def check_shared(folder: Path) -> None:
             try:
                 fault = ray.get(probe.options(scheduling_strategy=where).remote(str(mark)), timeout=120)
             except RayError as error:
-                fault = _first_line(error)
+                fault = first_line(error)
             if fault:
                 raise StudyError(
                     f"node {node['NodeManagerAddress']} cannot use the workspace {folder} ({fault}): PROSEG_HOME must "
@@ -220,7 +221,3 @@ def _sees(mark: str) -> str:
     except OSError as error:
         return error.strerror or str(error)
     return ""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

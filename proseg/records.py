@@ -4,7 +4,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +56,18 @@ def read_epochs(folder: Path) -> list[dict[str, Any]]:
     """The records of `fit`, one an epoch; an epoch trained twice (after a crash) counts once, as trained last."""
     records = {record["epoch"]: record for record in read_lines(folder / EPOCHS)}
     return [records[epoch] for epoch in sorted(records)]
+
+
+def best_epoch(epochs: Sequence[Mapping[str, Any]], criterion: Criterion) -> dict[str, float]:
+    """The metrics of the first of these records at which the criterion was as good as it became: those of the weights
+    that were kept. Empty where none has it."""
+    found: dict[str, float] = {}
+    best: float | None = None
+    for record in epochs:
+        value = record["metrics"].get(f"val/{criterion.metric}")
+        if value is not None and criterion.better(value, best):
+            best, found = value, record["metrics"]
+    return found
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -151,6 +151,11 @@ def test_the_best_of_the_search_wins_where_nothing_was_compared(searched: Study)
     assert best_record(searched)["confirmation"] is None
 
 
+def test_a_choice_that_is_not_in_the_log_gives_way_to_the_best_of_the_search(searched: Study):
+    confirm(searched, leader=7, chosen=8)
+    assert winner(searched).number == 1
+
+
 def test_the_one_that_the_comparison_chose_wins(searched: Study):
     confirm(searched, leader=1, chosen=0)
     assert winner(searched).number == 0

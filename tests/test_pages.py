@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +124,14 @@ def test_agreement_is_shown_of_the_epoch_whose_weights_are_kept(study: Study):
         for best, ged, dice in [(0.3, 0.3, 0.7), (0.2, 0.2, 0.8), (0.2, 0.25, 0.99), (0.2, 0.2, 0.98)]
     ]
     assert pages.trial_summary(study, Trial(0, {}, "complete", 4, 0.2), epochs)["objective/dice_match"] == 0.8
+
+
+def test_agreement_of_an_epoch_without_a_score_is_not_shown(study: Study):
+    epochs = [
+        {"best": best, "metrics": {"val/ged": ged, "val/dice_match": dice}}
+        for best, ged, dice in [(math.nan, math.nan, 0.7), (0.3, 0.3, 0.8), (0.3, math.nan, 0.9)]
+    ]
+    assert pages.trial_summary(study, Trial(0, {}, "complete", 3, 0.3), epochs)["objective/dice_match"] == 0.8
 
 
 def test_a_trial_that_failed_at_once_has_no_score_and_a_cost(study: Study):

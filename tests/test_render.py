@@ -12,6 +12,7 @@ from orchestrator.estimate import quote
 from orchestrator.quote import Quote, Stage
 from orchestrator.results import Trial
 from orchestrator.study import Study
+from orchestrator.words import span
 from tests.studies import probe_of
 
 TRIAL = Trial(0, {"optim.lr": 0.001})
@@ -121,7 +122,7 @@ def test_only_the_leaders_are_shown_and_those_that_have_no_score_yet(study: Stud
     [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h"), (36000, "10.0 h")],
 )
 def test_a_duration_can_be_read(seconds: float, text: str):
-    assert render.span(seconds) == text
+    assert span(seconds) == text
 
 
 def of(low: float, high: float) -> Quote:

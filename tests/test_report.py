@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ from benchmarks import report as made_up
 from cli.app import app
 from orchestrator.report import importance, scores
 from orchestrator.report.build import build
-from orchestrator.report.facts import best_epoch, read_facts
+from orchestrator.report.facts import read_facts
 from orchestrator.report.markdown import markdown, plain
 from orchestrator.report.page import inline, page, policy
 from orchestrator.report.parts import Figure, Listing, Report, Section, Table
@@ -29,7 +30,7 @@ from orchestrator.report.write import target, write
 from orchestrator.results import Trial, read_trials
 from orchestrator.study import Study, StudyError, write_state, write_study
 from proseg.data.store import Store
-from proseg.records import Criterion
+from proseg.records import Criterion, best_epoch
 from tests.studies import add_trial, confirm, make_study, score_fold, tree
 
 EVIL = '<script>alert("x")</script> & | [a](javascript:b) `c`'
@@ -265,6 +266,22 @@ def test_the_best_epoch_is_the_first_that_reached_the_best():
     epochs = [{"metrics": {"val/ged": value, "val/d_pp": place}} for place, value in enumerate([0.5, 0.3, 0.4, 0.3])]
     assert best_epoch(epochs, Criterion("ged"))["val/d_pp"] == 1
     assert best_epoch([{"metrics": {}}], Criterion("ged")) == {}
+
+
+def test_an_epoch_whose_score_is_no_number_does_not_stay_the_best():
+    epochs = [
+        {"metrics": {"val/ged": value, "val/d_pp": place}} for place, value in enumerate([math.nan, 0.4, math.nan])
+    ]
+    assert best_epoch(epochs, Criterion("ged"))["val/d_pp"] == 1
+
+
+def test_a_report_outlives_a_comparison_whose_trial_is_not_in_the_log(home: Path, store: Store):
+    study = make_study(home, store)
+    add_trial(study, 0, 0.3)
+    confirm(study, leader=4, chosen=5)
+    found = read_facts(study, 0.0).winner
+    assert found is not None
+    assert found.number == 0
 
 
 def test_a_trial_over_a_limit_is_never_the_best_so_far():

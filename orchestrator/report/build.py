@@ -5,12 +5,13 @@ from pathlib import Path
 
 from orchestrator.report import importance, paper_tables, scores, searched, trials
 from orchestrator.report.against import against
-from orchestrator.report.facts import Facts, count, data_line, moment, read_facts
+from orchestrator.report.facts import Facts, data_line, read_facts
 from orchestrator.report.parts import Report, Section
 from orchestrator.results import median_objective
 from orchestrator.rivals import sentence
 from orchestrator.study import Study
 from orchestrator.tables import cell, final_rows
+from orchestrator.words import count, moment
 
 Maker = Callable[[Facts], Section | list[Section]]
 

@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from orchestrator.report.facts import count, listed
 from orchestrator.report.parts import Cell, Figure, Table
+from orchestrator.words import count, listed
 
 INK, MUTED, FAINT, PAPER = "#1d2127", "#6b7280", "#c9ced6", "#fefefe"
 BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#aa5c8f"

@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
 from orchestrator.confirm import read_verdict
-from orchestrator.results import FoldResult, Trial, best_trial, ranked, read_results, read_trials
+from orchestrator.results import FoldResult, Trial, ranked, read_results, read_trials, winner_of
 from orchestrator.rivals import Verdict
 from orchestrator.study import Study, read_state
-from proseg.records import Criterion, read_epochs
+from proseg.records import best_epoch, read_epochs
 
 Epochs = Sequence[Mapping[str, Any]]
 """The records of a training, one an epoch."""
@@ -39,9 +38,7 @@ class Facts:
     @cached_property
     def winner(self) -> Trial | None:
         """As `best` names it: chosen by the comparison of the best, or without one the best of the search."""
-        if self.verdict is None:
-            return best_trial(self.trials, self.study.criterion)
-        return next(trial for trial in self.trials if trial.number == self.verdict.chosen)
+        return winner_of(self.trials, self.verdict, self.study.criterion)
 
     @property
     def over(self) -> bool:
@@ -65,17 +62,6 @@ def read_facts(study: Study, now: float) -> Facts:
     return Facts(study, state, tuple(trials), epochs, read_verdict(study), tuple(read_results(study)), now)
 
 
-def best_epoch(epochs: Epochs, criterion: Criterion) -> Mapping[str, float]:
-    """The metrics of the first epoch at which the objective was as good as it became."""
-    found: Mapping[str, float] = {}
-    best: float | None = None
-    for record in epochs:
-        value = record["metrics"].get(f"val/{criterion.metric}")
-        if value is not None and criterion.better(value, best):
-            best, found = value, record["metrics"]
-    return found
-
-
 def metric_heads(study: Study) -> list[str]:
     """Columns of the objectives; `val`, as on a trial's own page, says on whom."""
     return [f"{criterion.metric} (val)" for criterion in study.criteria]
@@ -84,24 +70,3 @@ def metric_heads(study: Study) -> list[str]:
 def data_line(study: Study) -> str:
     """The data that are searched on, and what they are: in every caption."""
     return f"{study.data.name}: {study.data.label}"
-
-
-def moment(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
-
-
-def span(seconds: float) -> str:
-    """A duration a person can read: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def listed(names: Sequence[str]) -> str:
-    """a, b and c."""
-    *first, last = names
-    return f"{', '.join(first)} and {last}" if first else last

@@ -12,10 +12,11 @@ from statistics import quantiles
 from typing import TYPE_CHECKING
 
 from orchestrator.report import charts
-from orchestrator.report.facts import Facts, count, data_line, listed
+from orchestrator.report.facts import Facts, data_line
 from orchestrator.report.parts import Figure, Section, Table, slug
 from orchestrator.results import Trial, ranked
 from orchestrator.study import Study
+from orchestrator.words import count, listed
 from proseg.records import Criterion
 from search_spaces.space import Fixed, SearchSpace
 

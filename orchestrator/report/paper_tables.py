@@ -9,7 +9,6 @@ from typing import Any
 from orchestrator import tables
 from orchestrator.export import winner
 from orchestrator.report import cost, figures
-from orchestrator.report.facts import best_epoch
 from orchestrator.report.parts import Cell, Section, Table, slug
 from orchestrator.report.published import (
     ABLATION,
@@ -24,8 +23,9 @@ from orchestrator.report.published import (
 )
 from orchestrator.results import FoldResult, Trial, ranked, read_results, read_trials, summary
 from orchestrator.study import DataRef, Study, StudyError
+from orchestrator.words import count
 from proseg.config import TrainConfig
-from proseg.records import read_epochs
+from proseg.records import best_epoch, read_epochs
 
 PARTS = ("ged", "d_pp", "d_pa", "d_aa")
 OURS, WINNER = "this study", "the winner, retrained"
@@ -70,7 +70,7 @@ def _final_table(rows: Sequence[dict[str, Any]]) -> Table:
     theirs = _published(FINAL[like.kind], like, heads) if like else []
     return Table(
         f"final-{slug(data)}",
-        f"{data} ({label}): {rows[0]['cases']} test cases in {folds} {_plural(folds, 'fold')}",
+        f"{data} ({label}): {rows[0]['cases']} test cases in {count(folds, 'fold')}",
         ("numbers", "method", "S", *heads), _by_samples([*mine, *theirs]),
         _notes(data, like and FINAL[like.kind], like),
     )  # fmt: skip
@@ -125,10 +125,6 @@ def _notes(data: str, table: PublishedTable | None, like: Likeness | None) -> tu
 def _table_notes(data: str, table: PublishedTable | None, like: Likeness | None) -> tuple[str, ...]:
     """As `_notes`, of a table that the paper has for one of its data sets only."""
     return _notes(data, table, like) if table or not like else (f"The paper has no such table for data like {data}.",)
-
-
-def _plural(count: int, word: str) -> str:
-    return word if count == 1 else f"{word}s"
 
 
 # --- Table 2 ----------------------------------------------------------------------------------------------------------
@@ -227,7 +223,7 @@ def _parts_table(data: str, metrics: dict[str, dict[str, float]], results: Seque
     table = DECOMPOSED.get(like.kind) if like else None
     heads = [_title(name) for name in PARTS]
     theirs = _published(table, like, heads) if table and like else []
-    caption = f"{data} ({first.label}): held-out test cases in {len(folds)} {_plural(len(folds), 'fold')}"
+    caption = f"{data} ({first.label}): held-out test cases in {count(len(folds), 'fold')}"
     return Table(f"decomposed-{slug(data)}", caption, ("numbers", "method", "S", *heads),
                  _by_samples([*rows, *theirs]), _table_notes(data, table, like))  # fmt: skip
 

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from orchestrator.report import charts
-from orchestrator.report.facts import Facts, count, data_line, listed
+from orchestrator.report.facts import Facts, data_line
 from orchestrator.report.parts import Section, Table
 from orchestrator.results import Trial, front
+from orchestrator.words import count, listed
 from proseg.records import Criterion
 from search_spaces.space import Choice, Dimension, Fixed, Float, Int
 

@@ -5,9 +5,10 @@ import shlex
 from collections.abc import Iterator
 
 from orchestrator.environment import environment
-from orchestrator.report.facts import Facts, count, data_line, listed, moment, span
+from orchestrator.report.facts import Facts, data_line
 from orchestrator.report.parts import Cell, Listing, Section, Table
 from orchestrator.study import DataRef
+from orchestrator.words import count, listed, moment, span
 from search_spaces.space import Choice, Dimension, Fixed, Float, Int, Value
 
 SAMPLERS = {

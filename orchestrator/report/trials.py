@@ -1,12 +1,13 @@
 """The chapters on single trials: the leaderboard, what was stopped early and why, the comparison of the best, all."""
 
 from orchestrator.report import charts
-from orchestrator.report.facts import Facts, count, data_line, listed, metric_heads, span
+from orchestrator.report.facts import Facts, data_line, metric_heads
 from orchestrator.report.parts import Cell, Figure, Section, Table
 from orchestrator.results import Trial
 from orchestrator.rivals import Rival, sentence
 from orchestrator.rungs import rungs_of
 from orchestrator.tables import settings
+from orchestrator.words import count, listed, span
 
 LEADERS = 10
 SCORE = ".4f"
