@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
+
+from orchestrator.server import free_port
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -56,7 +57,7 @@ def browser() -> Iterator["Browser"]:
 def mlflow_pages(home: Path, study: str) -> Iterator[str]:
     """MLflow over a workspace, as a user starts and ends it with `proseg-tune ui`: its address."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "cli", "ui", study, "--port", str(port)]
     server = subprocess.Popen(
         command, cwd=ROOT, env=inherited | {"PROSEG_HOME": str(home)}, stdout=subprocess.PIPE,
@@ -78,9 +79,3 @@ def _wait(said: IO[str]) -> None:
         if line.startswith("MLflow on http"):
             return
     raise RuntimeError("`proseg-tune ui` ended: " + "".join(lines))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

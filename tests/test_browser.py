@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 
 from benchmarks.browser import PATIENCE, ROOT, browser, lacking, mlflow_pages
@@ -21,7 +20,7 @@ from orchestrator import pages
 from orchestrator.results import Trial, TrialLog, ranked, read_trials
 from orchestrator.study import Study
 from proseg.data.store import Store
-from tests.recorded import record
+from tests.recorded import record, write_samples
 from tests.studies import LABEL, add_trial, make_study, write_epochs
 
 if TYPE_CHECKING:
@@ -97,6 +96,11 @@ class Served:
     def trials(self) -> list[Trial]:
         return read_trials(self.study)
 
+    @property
+    def pictured(self) -> int:
+        """Trials that have ended and had weights to make a picture with."""
+        return sum(trial.state != "running" and trial.objective is not None for trial in self.trials)
+
     def by_score(self) -> list[Trial]:
         """As MLflow orders them, which knows nothing of states; those without a score stand last."""
         return sorted(self.trials, key=lambda trial: (trial.objective is None, trial.objective))
@@ -112,8 +116,8 @@ def served(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[S
         if score is not None:
             scores = [score + 0.02 * left for left in reversed(range(trial.epoch))]
             write_epochs(study.trial_folder(number), scores, **{"val/dice_match": 1 - score})
-    pictures = {trial.name: np.full((60, 80, 3), 20 * trial.number, np.uint8) for trial in read_trials(study)}
-    experiment, run = record(study, home, read_trials(study), pictures)
+            write_samples(study.trial_folder(number), label=f"blobs: {LABEL}", epoch=trial.epoch, seed=number)
+    experiment, run = record(study, home, read_trials(study))
     with mlflow_pages(home, study.name) as address:
         yield Served(study, address, experiment, run)
 
@@ -164,13 +168,13 @@ def test_the_saved_view_has_its_charts(window: Seen, served: Served):
     for title in ("Parallel Coordinates", "objective/ged vs. objective/dice_match", "val/ged", "val/dice_match",
                   "train/loss", pages.SAMPLES, "By run"):  # fmt: skip
         page.locator(f'h4[title="{title}"]').first.wait_for(state="attached")
-    page.locator(PICTURES).nth(9).wait_for(state="attached")
+    page.locator(PICTURES).nth(served.pictured - 1).wait_for(state="attached")
     page.locator(".js-plotly-plot .main-svg .xtitle").nth(3).wait_for(state="attached")
     page.wait_for_timeout(2000)  # lines are drawn after their axes
     window.keep("saved-view-charts")
     assert page.locator("svg text.label").all_text_contents() == ["optim/log10_lr", "model/tau_size", "objective/ged"]
     loaded = page.eval_on_selector_all(PICTURES, "all => all.map(one => one.naturalWidth)")
-    assert len(loaded) == 10
+    assert len(loaded) == served.pictured == 8
     assert min(loaded) > 0
     assert page.get_by_text(LABEL, exact=True).first.is_visible()
     assert [row[NAME] for row in rows(page)] == [pages.run_name(trial) for trial in served.by_score()]

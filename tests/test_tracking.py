@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -21,8 +20,7 @@ from orchestrator.study import Study, StudyError
 from orchestrator.tracking import SpoolTracker
 from orchestrator.trainings import Training
 from proseg.data.store import Store
-from proseg.pictures import Samples
-from proseg.records import SAMPLES
+from tests.recorded import ship, write_samples
 from tests.studies import LABEL, add_trial, make_store, make_study, write_epochs
 
 
@@ -45,15 +43,6 @@ def own_store(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def every_epoch_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "SECONDS_BETWEEN_EPOCHS", 0.0)
-
-
-def ship(study: Study, home: Path) -> Shipping:
-    """Send all there is into the workspace's store."""
-    check_store(home)
-    shipping = Shipping(study, home)
-    while shipping.ship(local_uri(home)):
-        pass
-    return shipping
 
 
 def runs_of(home: Path, study: str) -> dict[str, Any]:
@@ -400,8 +389,7 @@ def test_a_picture_of_the_best_weights_is_sent_once(home: Path, store: Store):
     tracker, trial = SpoolTracker(study), Trial(0, {"optim.lr": 0.001, "model.tau_size": 2})
     tracker.trial_started(trial)
     folder = study.trial_folder(0)
-    masks = np.zeros((1, 2, 16, 16), np.uint8)
-    Samples("blobs", 1, 16, masks[:, 0], masks, np.ones((1, 2), bool), masks, masks[:, 0]).write(folder / SAMPLES)
+    write_samples(folder)
     tracker.trial_ended(add_trial(study, 0, 0.3))
     for _ in range(2):
         ship(study, home)
