@@ -46,7 +46,6 @@ class Sender:
         with local_lock(home):
             self.experiment = self._open_experiment(home)
         self._known = self._runs_of_the_study()
-        self._in_doubt = False
 
     def page(self, server: str) -> str:
         """The address of the study's page on this server: whose version decides what it understands."""
@@ -70,18 +69,12 @@ class Sender:
         Raises:
             MlflowException, OSError: the store does not answer; what was sent may be sent again.
         """
-        from mlflow.exceptions import MlflowException
-
         refused = []
-        try:
-            for record in together(records):
-                try:
-                    self._send(record)
-                except Refused as error:
-                    refused.append(str(error))
-        except (MlflowException, OSError):
-            self._in_doubt = True  # what got no answer may have been done
-            raise
+        for record in together(records):
+            try:
+                self._send(record)
+            except Refused as error:
+                refused.append(str(error))
         return refused
 
     def _send(self, record: dict[str, Any]) -> None:
@@ -102,9 +95,6 @@ class Sender:
     ) -> None:  # fmt: skip
         from mlflow.entities import Param
 
-        if self._in_doubt and not self.has(key):
-            self._known |= self._runs_of_the_study()
-            self._in_doubt = False
         if not self.has(key):
             family = {"mlflow.parentRunId": self._id(parent)} if parent else {}
             self._known[self._uid(key)] = self._client.create_run(

@@ -43,7 +43,7 @@ class Shipping:
         self.sent = 0
         """Metric values that this process has sent."""
         self._sender: Sender | None = None
-        self._uri = ""
+        self._uri, self._rewound = "", False
 
     def ship(self, uri: str) -> bool:
         """Send the next records; whether there were any.
@@ -56,7 +56,15 @@ class Shipping:
         if not found:
             return False
         records = [record for record, _ in found]
-        refused = sender.send(records)
+        try:
+            refused = sender.send(records)
+        except BaseException:
+            self._sender = None  # what got no answer may have been done, and who answers next may be another store
+            raise
+        if refused:
+            self._sender = None  # its runs may be gone
+        else:
+            self._rewound = False
         for reason in refused:
             logging.getLogger(__name__).warning("MLflow refused a record of study %s: %s", self._study.name, reason)
         points = sum(map(count_points, records))
@@ -83,8 +91,8 @@ class Shipping:
     def _sender_to(self, uri: str) -> Sender:
         if self._sender is None or uri != self._uri:
             self._sender, self._uri = Sender(uri, self._study, self._home), uri
-            if not self._all_there(self._sender):
-                self.progress = Progress()
+            if not self._rewound and not self._all_there(self._sender):
+                self.progress, self._rewound = Progress(), True  # not again: what is refused twice stays refused
         return self._sender
 
     def _all_there(self, sender: Sender) -> bool:

@@ -613,6 +613,21 @@ def test_a_study_whose_runs_are_gone_is_sent_again(home: Path, store: Store):
     check_whole(home, runs_of(home, "rebuilt"))
 
 
+def test_a_store_that_comes_back_empty_is_sent_everything(home: Path, store: Store, runs: dict[str, Any]):
+    """Between two records, without an outage that anybody noticed."""
+    from mlflow.tracking._tracking_service.utils import _get_store
+
+    study = make_study(home, store, name="emptied")
+    SpoolTracker(study)
+    shipping = ship(study, home)
+    for run in runs_of(home, "emptied").values():
+        _get_store(local_uri(home))._hard_delete_run(run.info.run_id)
+    record(study)
+    while shipping.ship(local_uri(home)):
+        pass
+    same_as_without(home, runs_of(home, "emptied"), runs)
+
+
 def test_a_run_that_a_person_has_deleted_does_not_come_back(home: Path, store: Store):
     study = make_study(home, store, name="deleted")
     trials = killed(study, home)
