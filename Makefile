@@ -23,6 +23,7 @@ demo: setup  ## search, retrain and export on the embedded data
 	@study=demo-$$(date +%Y%m%d-%H%M%S) && \
 	$(BIN)/proseg-tune launch demo --study $$study && \
 	$(BIN)/proseg-tune best $$study --export proseg-export/$$study && \
+	$(BIN)/proseg-tune report $$study && \
 	printf '\nCompare the runs:  make ui\nUse the model:     proseg.load("proseg-export/%s"), see its README.md\n' $$study
 
 test: setup  ## the quick tests

@@ -49,7 +49,6 @@ def study(options: argparse.Namespace, disturbed: bool) -> dict[str, Any]:
         server = LocalServer(server_home)
         try:
             address = _answering(server)
-            server._wanted = server._port  # it comes back where it was
             return _watched(options, here, server, address, disturbed)
         finally:
             server.stop()

@@ -271,8 +271,8 @@ def status(
     line(f"{spent:.3g}{limit} {study.resources.unit} spent on trials{again}; "
          f"{used(study.folder) / 2**20:.1f} MB in {study.folder}")  # fmt: skip
     for store in _tracked(study, state):
-        queued = f", {store['queued']} points queued" if store["queued"] else ""
-        line(f"MLflow ({store['store']}){queued}: {store['page'] or f'`proseg-tune ui {study.name}` shows its pages'}")
+        waiting = f", {store['queued']} points queued" if store["queued"] else ""
+        line(f"MLflow ({store['store']}){waiting}" + (f": {store['page']}" if store["page"] else ""))
     if trials:
         out.print(trial_table(study, trials))
     _show_confirmation(study)
@@ -282,11 +282,11 @@ def status(
 
 def _tracked(study: "Study", state: str) -> list[dict[str, Any]]:
     """What each MLflow store has got of a study, and where it shows it; our own server ends with the study."""
-    from orchestrator.spool import Spool, read_all_progress
+    from orchestrator.spool import Progress, Spool, read_all_progress
     from orchestrator.stores import OWN
 
-    known = read_all_progress(study.folder)
-    points = Spool(study.folder).points if known else 0
+    points = Spool(study.folder).points
+    known = read_all_progress(study.folder) or ({"not reached yet": Progress()} if points else {})
     return [{"store": store, "points": progress.points, "queued": max(0, points - progress.points),
              "page": progress.page if store != OWN or state == "running" else ""}
             for store, progress in known.items()]  # fmt: skip

@@ -14,7 +14,7 @@ def sync(
     again: Annotated[bool, typer.Option("--again", help="Send everything again; nothing is doubled by it.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Send MLflow what it has not got of a study: after an outage, a crash, or to another server."""
+    """Send MLflow what it has not got of a study: after an outage, or to another server."""
     with user_errors():
         from orchestrator.shipper import sync as send
         from orchestrator.stores import store_name

@@ -368,8 +368,10 @@ def _all_stages(
         state = "interrupted"
         raise
     finally:
-        write_state(study, state)
-        _close(study, tracker, state, tables)
+        try:
+            _close(study, tracker, state, tables)
+        finally:
+            write_state(study, state)  # last: a study that has ended has told all there is
 
 
 def _report_on_data(study: Study, home: Path, watcher: Watcher) -> Path:

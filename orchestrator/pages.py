@@ -1,6 +1,6 @@
 """What MLflow's pages show of a study: the names of runs, their numbers, the saved view, descriptions, addresses.
 
-Pure functions: text from records. Whoever talks to MLflow (`orchestrator.tracking`) sends what they return.
+Pure functions: text from records. Whoever talks to MLflow (`orchestrator.sender`) sends what they return.
 
 The format of a saved view is MLflow's own and not documented; it was read in version 3.17, and tests open the view in a
 browser. Where a server is of another version, `study_page` names the filter instead, which every version understands.

@@ -24,7 +24,7 @@ from orchestrator.export import export, winner
 from orchestrator.stores import check_store, first_line, store_name, tracking_uri
 from orchestrator.study import Study, StudyError
 from proseg.config import TrainConfig, parse
-from proseg.errors import CheckpointError, ConfigError
+from proseg.errors import CheckpointError, ConfigError, DataError
 from proseg.records import CONFIG, DATA, GRAPHS, METRICS, WEIGHTS
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def register_winner(client: "MlflowClient", run_id: str, study: Study, *, champi
         folder = Path(temporary) / "export"
         try:
             export(study, folder, remember=False)
-        except CheckpointError as error:
+        except (CheckpointError, DataError) as error:
             raise StudyError(f"the winner of {study.name} cannot be exported: {error}") from None
         return register(client, run_id, study, folder, champion=champion)
 

@@ -17,8 +17,13 @@ if TYPE_CHECKING:
 
 MOST_METRICS = 1000
 """MLflow takes no more at once."""
-FINAL = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
+FINAL = {
+    "INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST",
+    "ENDPOINT_NOT_FOUND", "PERMISSION_DENIED", "NOT_IMPLEMENTED",
+}  # fmt: skip
 """Answers that will be the same tomorrow. Everything else is an outage."""
+PASSING = {401, 408, 409, 429}
+"""Refusals of a file that a later attempt may not meet; the others of their hundred stay."""
 
 
 class Refused(Exception):
@@ -40,8 +45,7 @@ class Sender:
         self._study = study
         with local_lock(home):
             self.experiment = self._open_experiment(home)
-        self._known = {run.data.tags["proseg.uid"]: run for run in self._runs_of_the_study()}
-        self._in_doubt = False
+        self._known = self._runs_of_the_study()
 
     def page(self, server: str) -> str:
         """The address of the study's page on this server: whose version decides what it understands."""
@@ -65,18 +69,12 @@ class Sender:
         Raises:
             MlflowException, OSError: the store does not answer; what was sent may be sent again.
         """
-        from mlflow.exceptions import MlflowException
-
         refused = []
-        try:
-            for record in together(records):
-                try:
-                    self._send(record)
-                except Refused as error:
-                    refused.append(str(error))
-        except (MlflowException, OSError):
-            self._in_doubt = True  # what got no answer may have been done
-            raise
+        for record in together(records):
+            try:
+                self._send(record)
+            except Refused as error:
+                refused.append(str(error))
         return refused
 
     def _send(self, record: dict[str, Any]) -> None:
@@ -84,8 +82,8 @@ class Sender:
 
         try:
             getattr(self, f"_{record['op']}")(**{name: value for name, value in record.items() if name != "op"})
-        except MlflowException as error:
-            if error.error_code not in FINAL:
+        except (MlflowException, OSError) as error:
+            if not _is_final(error):
                 raise
             raise Refused(f"{record.get('key', 'study')}: {first_line(error)}") from None
 
@@ -97,8 +95,6 @@ class Sender:
     ) -> None:  # fmt: skip
         from mlflow.entities import Param
 
-        if self._in_doubt and not self.has(key):
-            self._known |= {run.data.tags["proseg.uid"]: run for run in self._runs_of_the_study()}
         if not self.has(key):
             family = {"mlflow.parentRunId": self._id(parent)} if parent else {}
             self._known[self._uid(key)] = self._client.create_run(
@@ -136,6 +132,8 @@ class Sender:
         there = self._client.list_artifacts(self._id(key), "images")
         if any(file.path.startswith(begins) and file.path.endswith(".webp") for file in there):
             return  # MLflow names every picture anew
+        if not (self._study.folder / path).exists():  # as with other files
+            return
         try:
             image = picture(self._study.folder / path)
         except DataError as error:
@@ -195,14 +193,44 @@ class Sender:
             name, artifact_location=location, tags={"mlflow.experimentKind": "custom_model_development"}
         )
 
-    def _runs_of_the_study(self) -> "Iterator[Run]":
+    def _runs_of_the_study(self) -> "dict[str, Run]":
+        """By their uid; also those that a person has deleted: they are not to come back."""
+        from mlflow.entities import ViewType
+
+        found: dict[str, Run] = {}
         query, token = f"tags.`proseg.study` = '{self._study.name}'", None
         while True:
-            page = self._client.search_runs([self.experiment], query, max_results=1000, page_token=token)
-            yield from page
+            page = self._client.search_runs([self.experiment], query, ViewType.ALL, 1000, page_token=token)
+            for run in page:
+                self._keep(run, found)
             token = page.token
             if not token:
-                return
+                return found
+
+    def _keep(self, run: "Run", found: "dict[str, Run]") -> None:
+        """One run for each uid. A server that hung may have made two: the second is empty, and goes."""
+        uid = run.data.tags["proseg.uid"]
+        if uid not in found:
+            found[uid] = run
+            return
+        first, second = sorted((found[uid], run), key=lambda one: (_deleted(one), -len(one.data.params)))
+        found[uid] = first
+        if not _deleted(second):
+            self._client.delete_run(second.info.run_id)
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether the same record would be refused again."""
+    from requests import HTTPError
+
+    if isinstance(error, HTTPError):  # of a file's way through a server, or to a store behind it
+        code = error.response.status_code if error.response is not None else 0
+        return 400 <= code < 500 and code not in PASSING
+    return isinstance(error, PermissionError) or getattr(error, "error_code", None) in FINAL
+
+
+def _deleted(run: "Run") -> bool:
+    return run.info.lifecycle_stage == "deleted"
 
 
 def together(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -39,7 +39,7 @@ class LocalServer:
 
     def __init__(self, home: Path, port: int | None = None):
         """Start it, on a free port unless one is given; `check_store` has made the store."""
-        self._home, self._wanted = home, port
+        self._home, self._port = home, port or free_port()  # also of those that follow: its address stays
         self._start()
 
     def address(self) -> str | None:
@@ -62,6 +62,11 @@ class LocalServer:
                                  f"log is {LOG} in the workspace")  # fmt: skip
         return self._url if self._up else None
 
+    def look(self) -> None:
+        """End one that hangs; `address` starts it anew."""
+        if self._up and not self._answers():
+            self.stop()
+
     def wait(self) -> None:
         """Until it ends."""
         self._child.wait()
@@ -78,7 +83,6 @@ class LocalServer:
             self._child.wait()
 
     def _start(self) -> None:
-        self._port = self._wanted or free_port()
         self._url = f"http://{HOST}:{self._port}"
         self._up, self._deadline = False, time.monotonic() + START_SECONDS
         command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(self._port),
@@ -130,6 +134,7 @@ def serve(home: Path, study: Study, port: int, *, say: Callable[[str], None]) ->
             say(f"MLflow on {address} (Ctrl-C ends it)")
             say(f"trials of {study.name}: {page(address)}")
             server.wait()
+            raise StudyError(f"MLflow's server has ended; its log is {LOG} in the workspace")
     finally:
         server.stop()
 

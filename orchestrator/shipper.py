@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 from orchestrator.sender import Sender
 from orchestrator.server import LocalServer
 from orchestrator.spool import SPOOL, Progress, Spool, count_points, read_on, read_progress, write_progress
-from orchestrator.stores import check_store, first_line, quieten, store_name, tracking_uri, wants_server
+from orchestrator.stores import (
+    check_store,
+    first_line,
+    quieten,
+    store_name,
+    tracking_uri,
+    wants_server,
+    without_password,
+)
 from orchestrator.study import Study, StudyError, alone
 
 if TYPE_CHECKING:
@@ -35,7 +43,7 @@ class Shipping:
         self.sent = 0
         """Metric values that this process has sent."""
         self._sender: Sender | None = None
-        self._uri = ""
+        self._uri, self._rewound = "", False
 
     def ship(self, uri: str) -> bool:
         """Send the next records; whether there were any.
@@ -48,7 +56,15 @@ class Shipping:
         if not found:
             return False
         records = [record for record, _ in found]
-        refused = sender.send(records)
+        try:
+            refused = sender.send(records)
+        except BaseException:
+            self._sender = None  # what got no answer may have been done, and who answers next may be another store
+            raise
+        if refused:
+            self._sender = None  # its runs may be gone
+        else:
+            self._rewound = False
         for reason in refused:
             logging.getLogger(__name__).warning("MLflow refused a record of study %s: %s", self._study.name, reason)
         points = sum(map(count_points, records))
@@ -68,15 +84,15 @@ class Shipping:
         """The address of the study's page, kept for `status`; empty before a store has answered, or if none serves."""
         if self._sender is None or not self._uri.startswith("http"):
             return ""
-        self.progress = replace(self.progress, page=self._sender.page(self._uri))
+        self.progress = replace(self.progress, page=without_password(self._sender.page(self._uri)))
         write_progress(self._study.folder, self._store, self.progress)
         return self.progress.page
 
     def _sender_to(self, uri: str) -> Sender:
         if self._sender is None or uri != self._uri:
             self._sender, self._uri = Sender(uri, self._study, self._home), uri
-            if not self._all_there(self._sender):
-                self.progress = Progress()
+            if not self._rewound and not self._all_there(self._sender):
+                self.progress, self._rewound = Progress(), True  # not again: what is refused twice stays refused
         return self._sender
 
     def _all_there(self, sender: Sender) -> bool:
@@ -143,7 +159,11 @@ class Shipper:
             while self._shipping.ship(uri):
                 self._online()
             self._online()
-        except (MlflowException, OSError, StudyError) as error:
+        except Exception as error:  # drivers of databases and of object stores have errors of their own
+            if not isinstance(error, MlflowException | OSError | StudyError):
+                logging.getLogger(__name__).warning("sending to MLflow failed", exc_info=error)
+            if self._trouble and self._server is not None:
+                self._server.look()  # twice in a row: it may hang
             self._trouble, self._retry_at = first_line(error), time.monotonic() + SECONDS_BETWEEN_RETRIES
         return False
 
@@ -165,8 +185,6 @@ def sync(study: Study, home: Path, *, again: bool = False) -> Shipping:
     Raises:
         StudyError: a process runs the study, there is nothing to send, or MLflow does not answer.
     """
-    from mlflow.exceptions import MlflowException
-
     if not (study.folder / SPOOL).exists():
         raise StudyError(f"study {study.name} has nothing to send: it was begun by an earlier version, or never ran")
     with alone(study):
@@ -177,7 +195,9 @@ def sync(study: Study, home: Path, *, again: bool = False) -> Shipping:
         try:
             while shipping.ship(tracking_uri(home)):
                 pass
-        except (MlflowException, OSError) as error:
+        except Exception as error:  # drivers of databases and of object stores have errors of their own
+            if isinstance(error, StudyError):
+                raise
             raise StudyError(f"MLflow at {store_name(home)} does not answer any more: {first_line(error)}; what it has "
                              f"taken is noted: try again later") from None  # fmt: skip
     return shipping

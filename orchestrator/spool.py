@@ -83,10 +83,13 @@ class Progress:
 
 
 def read_all_progress(folder: Path) -> dict[str, Progress]:
-    """Of every store that this study has been sent to, by its name."""
-    path = folder / SENT
-    known = json.loads(path.read_text()) if path.exists() else {}
-    return {store: Progress(**values) for store, values in known.items()}
+    """Of every store that this study has been sent to, by its name. What cannot be read counts as nothing sent: to send
+    again does no harm."""
+    try:
+        known = json.loads((folder / SENT).read_text())
+        return {store: Progress(**values) for store, values in known.items()}
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def read_progress(folder: Path, store: str) -> Progress:

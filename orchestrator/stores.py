@@ -5,7 +5,6 @@ import os
 import re
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 from filelock import FileLock
 
@@ -14,11 +13,12 @@ from orchestrator.study import StudyError
 OWN = "workspace"
 """What the workspace's own store is called in our files: its address is another one each time it is served."""
 DEFAULTS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }  # fmt: skip
-"""The client's own defaults block for four minutes where nobody answers."""
+"""The client's own defaults block for four minutes where nobody answers. Nor may it try again by itself: a server that
+hung would make a run twice."""
 
 
 def local_uri(home: Path) -> str:
@@ -56,11 +56,7 @@ def store_name(home: Path) -> str:
 
 def without_password(uri: str) -> str:
     """An address that can be shown."""
-    parts = urlsplit(uri)
-    if parts.password is None:
-        return uri
-    user, _, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user.split(':')[0]}@{host}"))
+    return re.sub(r"(://[^:/@\s]*):[^/\s]*@", r"\1@", uri)
 
 
 def local_lock(home: Path) -> AbstractContextManager:
@@ -112,4 +108,4 @@ def quieten() -> None:
 def first_line(error: Exception) -> str:
     """What an error says, in short; a password in an address is left out."""
     text = (str(error).splitlines() or [type(error).__name__])[0]
-    return re.sub(r"(://[^:/@\s]+):[^/@\s]+@", r"\1@", text)[:200]
+    return without_password(text)[:200]

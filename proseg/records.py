@@ -1,5 +1,6 @@
 """What a training and an export leave in their folders, and reading it back; needs no torch."""
 
+import errno
 import json
 import math
 import os
@@ -88,7 +89,9 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
             if file.read(1) != b"\n":
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
-        file.write((json.dumps(record) + "\n").encode())
+        line = (json.dumps(record) + "\n").encode()
+        if file.write(line) < len(line):  # a disk that fills up takes a part, and says nothing
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(file.fileno())
 
 

@@ -13,10 +13,13 @@ from typing import Any
 
 import psutil
 import pytest
+import requests
+from mlflow.exceptions import MlflowException
 
 from orchestrator import server as serving
 from orchestrator import shipper as shipping
 from orchestrator.results import Trial
+from orchestrator.sender import _is_final
 from orchestrator.server import LocalServer
 from orchestrator.shipper import Shipper, sync
 from orchestrator.stores import check_store, local_uri, store_name, without_password
@@ -104,7 +107,6 @@ def test_while_the_store_is_away_it_is_said_how_much_waits_and_nobody_waits_for_
     direct: str, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
     monkeypatch.setattr(shipping, "SECONDS_BETWEEN_RETRIES", 0.1)
     hanging, log_batch = threading.Event(), MlflowClient.log_batch
@@ -154,6 +156,37 @@ def test_what_is_left_in_the_end_is_named_and_sync_sends_it(
         assert steps(tmp_path, "s1") == {"t000": [1, 2]}
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError("a driver's own"), OSError("away"), StudyError("no server")])
+def test_nothing_that_a_store_does_ends_the_shipping(
+    direct: str, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception,
+    caplog: pytest.LogCaptureFixture,
+):  # fmt: skip
+    monkeypatch.setattr(shipping, "SECONDS_BETWEEN_RETRIES", 0.05)
+    study, heard, raised = make_study(tmp_path, store), Heard(), []
+    real = shipping.Sender
+
+    def failing(*arguments: Any) -> Any:
+        if len(raised) < 3:
+            raised.append(error)
+            raise error
+        return real(*arguments)
+
+    monkeypatch.setattr(shipping, "Sender", failing)
+    tracker = SpoolTracker(study)
+    with caplog.at_level("CRITICAL", "orchestrator.shipper"):
+        shipper = Shipper(study, tmp_path, tracker.spool, heard)  # type: ignore[arg-type]
+        tell(tracker, study, 0)
+        until(lambda: len(raised) == 3)
+        until(lambda: shipper.queued == 0)
+        shipper.close()
+    assert any(text and str(error) in text for text in heard.said)
+    assert steps(tmp_path, "s1") == {"t000": [1, 2]}
+    raised.clear()
+    with pytest.raises(StudyError) as refused:
+        sync(study, tmp_path, again=True)
+    assert str(error) in str(refused.value)
+
+
 def test_a_study_that_runs_is_not_sent_by_another_process(direct: str, tmp_path: Path, store: Store):
     study = make_study(tmp_path, store)
     with pytest.raises(StudyError, match="has nothing to send"):
@@ -169,6 +202,8 @@ def test_a_study_that_runs_is_not_sent_by_another_process(direct: str, tmp_path:
         ("https://me:secret@host:8443/path", "https://me@host:8443/path"),
         ("postgresql+psycopg2://me:s%40cret@host/db", "postgresql+psycopg2://me@host/db"),
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("http://[::1", "http://[::1"),
+        ("https://me:a:b@c@host/x@y", "https://me@host/x@y"),
         ("sqlite:////a/b.db", "sqlite:////a/b.db"),
     ],
 )
@@ -270,7 +305,6 @@ def test_a_server_that_hangs_and_one_that_is_killed_cost_no_point_and_no_time(
     monkeypatch.setattr(shipping, "SECONDS_BETWEEN_LOOKS", 0.1)
     monkeypatch.setattr(shipping, "SECONDS_BETWEEN_RETRIES", 0.5)
     study, heard, number = make_study(tmp_path, store), Heard(), 0
-    server._wanted = server._port  # it comes back where it was
     tracker = SpoolTracker(study)
     shipper = Shipper(study, tmp_path, tracker.spool, heard)  # type: ignore[arg-type]
 
@@ -307,3 +341,35 @@ def test_a_server_that_hangs_and_one_that_is_killed_cost_no_point_and_no_time(
     assert steps(tmp_path, "s1") == {f"t{n:03d}": [1, 2] for n in range(number)}
     sync(study, tmp_path, again=True)
     assert steps(tmp_path, "s1") == {f"t{n:03d}": [1, 2] for n in range(number)}
+
+
+# What is refused for good, and what may pass
+
+
+def http_error(code: int) -> Exception:
+    response = requests.Response()
+    response.status_code = code
+    return requests.HTTPError("no", response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "final"),
+    [
+        (http_error(404), True), (http_error(403), True), (http_error(401), False), (http_error(429), False),
+        (http_error(503), False), (requests.ConnectionError("away"), False), (PermissionError(13, "no"), True),
+        (OSError(28, "full"), False), (MlflowException("bad name", 1000), True), (MlflowException("down", 1), False),
+    ],
+)  # fmt: skip
+def test_what_would_be_refused_again_is_told_from_an_outage(error: Exception, final: bool):
+    assert _is_final(error) is final
+
+
+def test_the_address_of_a_page_bears_no_password(direct: str, tmp_path: Path, store: Store, monkeypatch):
+    study = make_study(tmp_path, store)
+    SpoolTracker(study)
+    one = shipping.Shipping(study, tmp_path)
+    one.ship(direct)
+    monkeypatch.setattr(shipping.Sender, "page", lambda self, server: f"{server}/#/experiments/1")
+    one._uri = "https://me:secret@host"
+    assert one.page() == "https://me@host/#/experiments/1"
+    assert "secret" not in (study.folder / "mlflow.json").read_text()

@@ -4,6 +4,8 @@ import contextlib
 import json
 import logging
 import math
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -586,15 +588,80 @@ def test_a_study_that_goes_on_makes_no_run_and_sends_no_epoch_twice(home: Path, 
     }
 
 
-def test_a_study_whose_store_is_gone_is_sent_again_from_the_log(home: Path, store: Store):
+def test_a_study_whose_runs_are_gone_is_sent_again(home: Path, store: Store):
+    """As where another store took the place of the one that was sent to."""
+    from mlflow.tracking._tracking_service.utils import _get_store
+
     study = make_study(home, store, name="rebuilt")
     trials = killed(study, home)
-    client = MlflowClient(local_uri(home))
     for run in runs_of(home, "rebuilt").values():
-        client.delete_run(run.info.run_id)
+        _get_store(local_uri(home))._hard_delete_run(run.info.run_id)
     assert runs_of(home, "rebuilt") == {}
     finish(study, home, trials)
     check_whole(home, runs_of(home, "rebuilt"))
+
+
+def test_a_store_that_comes_back_empty_is_sent_everything(home: Path, store: Store, runs: dict[str, Any]):
+    """Between two records, without an outage that anybody noticed."""
+    from mlflow.tracking._tracking_service.utils import _get_store
+
+    study = make_study(home, store, name="emptied")
+    SpoolTracker(study)
+    shipping = ship(study, home)
+    for run in runs_of(home, "emptied").values():
+        _get_store(local_uri(home))._hard_delete_run(run.info.run_id)
+    record(study)
+    while shipping.ship(local_uri(home)):
+        pass
+    same_as_without(home, runs_of(home, "emptied"), runs)
+
+
+def test_a_run_that_a_person_has_deleted_does_not_come_back(home: Path, store: Store):
+    study = make_study(home, store, name="deleted")
+    trials = killed(study, home)
+    client, before = MlflowClient(local_uri(home)), runs_of(home, "deleted")
+    client.delete_run(before["t001"].info.run_id)
+    finish(study, home, trials)
+    after = runs_of(home, "deleted")
+    assert set(after) == {"study", "t000", "t002"}
+    assert {run.info.status for run in after.values()} == {"FINISHED"}
+    assert after["t000"].info.run_id == before["t000"].info.run_id
+
+
+def test_of_two_runs_of_a_server_that_hung_the_empty_one_goes(home: Path, store: Store):
+    study = make_study(home, store, name="doubled")
+    trials = killed(study, home)
+    client, first = MlflowClient(local_uri(home)), runs_of(home, "doubled")["t000"]
+    client.create_run(first.info.experiment_id, tags=first.data.tags)
+    finish(study, home, trials)
+    found = runs_of(home, "doubled")
+    assert found["t000"].info.run_id == first.info.run_id
+    check_whole(home, found)
+
+
+def test_a_note_of_how_far_it_has_got_that_is_damaged_costs_nothing(home: Path, store: Store, runs: dict[str, Any]):
+    study = make_study(home, store, name="forgetful")
+    record(study)
+    for damage in (b"{", b"[]", b'{"workspace": {"other": 1}}', b"\xff"):
+        (study.folder / "mlflow.json").write_bytes(damage)
+        ship(study, home)
+    same_as_without(home, runs_of(home, "forgetful"), runs)
+
+
+def test_a_disk_that_takes_half_a_record_is_full(tmp_path: Path):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    spool = Spool(tmp_path)
+    spool.append("tags", key="study", tags={"a": "b"})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+    try:
+        with pytest.raises(OSError, match="space"):
+            spool.append("tags", key="study", tags={"a": 200 * "b"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
+    spool.append("tags", key="study", tags={"c": "d"})
+    assert [record["tags"] for record in spool.records()] == [{"a": "b"}, {"c": "d"}]
 
 
 def test_a_study_that_goes_on_runs_until_it_ends_again(home: Path, store: Store):
