@@ -1,6 +1,6 @@
 """What a tracking server that breaks down costs a study: its points in MLflow, and the CPU of its trials.
 
-The same small study (`--trials` trainings, one at a time) is launched against a real `mlflow server` on loopback, in
+The same small study (`--trials` trainings, two at a time) is launched against a real `mlflow server` on loopback, in
 turns: undisturbed, and while the server is stopped for `--pause` seconds (it accepts connections and answers nothing),
 killed for as long, and restarted twice more. Then what is left is sent (`proseg-tune sync`), and everything once more
 (`--again`). Every epoch of every trial must be in MLflow exactly once; the trials' own CPU-seconds, as each epoch's
@@ -63,7 +63,7 @@ def _watched(options: argparse.Namespace, here: Path, server: Any, address: str,
     environment = os.environ | {"PROSEG_HOME": str(here / "home"), "MLFLOW_TRACKING_URI": address}
     began = time.monotonic()
     launched = subprocess.Popen(
-        _program("launch", str(here / "outage.toml"), "--study", "outage", "--no-final", "--concurrent", "1"),
+        _program("launch", str(here / "outage.toml"), "--study", "outage", "--no-final", "--concurrent", "2"),
         cwd=here, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     disturber = threading.Thread(target=disturb, args=(server, here, options.pause), daemon=True)
