@@ -75,3 +75,13 @@ def as_nobody() -> Iterator[None]:
         yield
     finally:
         os.seteuid(0)
+
+
+def values(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Pixels of an image."""
+    return np.random.default_rng(seed).integers(-5, 30, shape).astype(np.int16)
+
+
+def load(path: Path) -> np.ndarray:
+    """The voxels of a NIfTI file, in its own axes."""
+    return np.asarray(nibabel.load(path).dataobj)  # type: ignore[attr-defined]

@@ -15,10 +15,13 @@ from orchestrator.results import FoldResult, Trial, TrialLog
 from orchestrator.rivals import Score, compare, to_json
 from orchestrator.scored import write_cases
 from orchestrator.study import DataRef, Final, Study, base_config, write_state, write_study
+from proseg.checkpoint import save_checkpoint
+from proseg.config import TrainConfig
 from proseg.data.case import Slice
 from proseg.data.store import Description, Store, write
 from proseg.fit import fit
-from proseg.records import CASES, write_atomically
+from proseg.records import CASES, DATA, WEIGHTS, write_atomically
+from proseg.train import TrainState
 from search_spaces.space import SearchSpace, parse_space
 
 M = TypeVar("M", bound=torch.nn.Module)
@@ -188,3 +191,13 @@ def awake(model: M) -> M:
     if hasattr(model, "from_tau"):
         torch.nn.init.normal_(model.from_tau[-1].weight)
     return model
+
+
+def random_export(folder: Path, config: TrainConfig, store: Store) -> Path:
+    """The folder of an exported model of a store, with random weights; made here."""
+    folder.mkdir()
+    with torch.random.fork_rng():
+        state = TrainState.fresh(config, store, torch.device("cpu"))
+    save_checkpoint(folder / WEIGHTS, state.checkpoint(config, {}, resumable=False))
+    (folder / DATA).write_text(json.dumps(store.manifest.model_dump(mode="json", exclude={"folds"})))
+    return folder

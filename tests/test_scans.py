@@ -15,17 +15,16 @@ from typer.testing import CliRunner
 
 import proseg
 from cli.app import app
-from proseg.checkpoint import save_checkpoint
 from proseg.config import TrainConfig
 from proseg.data.store import Store
 from proseg.errors import ConfigError, DataError
 from proseg.exported import ExportedModel
 from proseg.methods import build
 from proseg.predict import RECORD, predict
-from proseg.records import DATA, WEIGHTS
-from proseg.train import TrainState
+from proseg.records import DATA
 from tests.dicom import OBLIQUE, places, series_uid, write_series
-from tests.images import LPS, RAS, write_image, write_nifti, write_pages
+from tests.images import LPS, RAS, load, values, write_image, write_nifti, write_pages
+from tests.studies import random_export
 
 TILE = 16
 THRESHOLD = 10.0
@@ -58,22 +57,7 @@ def fake(tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_config: TrainConfig, store: Store) -> Path:
-    """An export with random weights, of images of 16 x 16 and two raters."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    with torch.random.fork_rng():
-        state = TrainState.fresh(tiny_config, store, torch.device("cpu"))
-    save_checkpoint(folder / WEIGHTS, state.checkpoint(tiny_config, {}, resumable=False))
-    (folder / DATA).write_text(json.dumps(store.manifest.model_dump(mode="json", exclude={"folds"})))
-    return folder
-
-
-def values(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(-5, 30, shape).astype(np.int16)
-
-
-def load(path: Path) -> np.ndarray:
-    return np.asarray(nibabel.load(path).dataobj)  # type: ignore[attr-defined]
+    return random_export(tmp_path / "model", tiny_config, store)
 
 
 def affine_of(path: Path) -> np.ndarray:
