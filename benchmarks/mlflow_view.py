@@ -40,7 +40,7 @@ def main() -> None:
 def experiment_of(home: Path, study: Study) -> str:
     """Raises StudyError where the workspace's store has no saved view of the study."""
     quieten()
-    found = MlflowClient(local_uri(home)).get_experiment_by_name(f"proseg-tune/{study.space.name}")
+    found = MlflowClient(local_uri(home)).get_experiment_by_name(pages.experiment_name(study))
     if found is None or pages.saved_view(study)[0] not in found.tags:
         raise StudyError(f"MLflow's store in {home} has no saved view of study {study.name}")
     return found.experiment_id

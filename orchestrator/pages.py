@@ -141,6 +141,11 @@ def cost_unit(study: Study) -> str:
 # --- addresses --------------------------------------------------------------------------------------------------------
 
 
+def experiment_name(study: Study) -> str:
+    """Of MLflow's experiment: one for each space, so that studies of the same task are compared on one page."""
+    return f"proseg-tune/{study.space.name}"
+
+
 def study_page(server: str, experiment: str, study: Study, mlflow: str | None = None) -> str:
     """The page to open for a study.
 

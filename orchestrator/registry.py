@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.export import export, winner
+from orchestrator.pages import experiment_name
 from orchestrator.stores import check_store, first_line, store_name, tracking_uri
 from orchestrator.study import Study, StudyError
 from proseg.config import TrainConfig, parse
@@ -95,7 +96,7 @@ def promote(study: Study, home: Path) -> Registered:
 
 
 def _run_of(client: "MlflowClient", study: Study) -> str:
-    experiment = client.get_experiment_by_name(f"proseg-tune/{study.space.name}")
+    experiment = client.get_experiment_by_name(experiment_name(study))
     query = f"tags.`proseg.uid` = '{study.name}/study'"
     runs = client.search_runs([experiment.experiment_id], query, max_results=1) if experiment else []
     if not runs:

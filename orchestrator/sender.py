@@ -182,7 +182,7 @@ class Sender:
         return self._known[self._uid(key)].info.run_id
 
     def _open_experiment(self, home: Path) -> str:
-        name = f"proseg-tune/{self._study.space.name}"
+        name = pages.experiment_name(self._study)
         found = self._client.get_experiment_by_name(name)
         if found:
             if found.lifecycle_stage == "deleted":  # by a person, in MLflow's pages; its name stays taken

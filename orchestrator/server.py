@@ -15,7 +15,7 @@ import psutil
 
 from orchestrator import guard
 from orchestrator.interrupt import terminable
-from orchestrator.pages import study_page
+from orchestrator.pages import experiment_name, study_page
 from orchestrator.stores import artifact_folder, check_store, is_own, local_uri, quieten, store_name
 from orchestrator.study import Study, StudyError
 
@@ -160,7 +160,7 @@ def port_is_free(port: int) -> bool:
 def _page(home: Path, study: Study) -> Callable[[str], str]:
     from mlflow import MlflowClient
 
-    found = MlflowClient(local_uri(home)).get_experiment_by_name(f"proseg-tune/{study.space.name}")
+    found = MlflowClient(local_uri(home)).get_experiment_by_name(experiment_name(study))
     if found is None:
         raise StudyError(f"study {study.name} has no runs in MLflow yet; `proseg-tune sync {study.name}` sends them")
     return lambda server: study_page(server, found.experiment_id, study)

@@ -56,15 +56,12 @@ class Shipping:
         if not found:
             return False
         records = [record for record, _ in found]
-        try:
-            refused = sender.send(records)
-        except BaseException:
-            self._sender = None  # what got no answer may have been done, and who answers next may be another store
-            raise
-        if refused:
-            self._sender = None  # its runs may be gone
-        else:
-            self._rewound = False
+        # Only who has taken all is asked on: what got no answer may have been done, what is refused may lack its run,
+        # and who answers next may be another store.
+        self._sender = None
+        refused = sender.send(records)
+        if not refused:
+            self._sender, self._rewound = sender, False
         for reason in refused:
             logging.getLogger(__name__).warning("MLflow refused a record of study %s: %s", self._study.name, reason)
         points = sum(map(count_points, records))

@@ -96,8 +96,7 @@ class SpoolTracker:
 
     def trial_ended(self, trial: Trial) -> None:
         folder = self._study.trial_folder(trial.number)
-        self._epochs(trial.name, folder)
-        epochs = read_epochs(folder)
+        epochs = self._epochs(trial.name, folder)
         ended = int(1000 * epochs[-1]["time"]) if epochs else _now()
         self._metrics(trial.name, pages.trial_summary(self._study, trial, epochs), step=trial.epoch, time=ended)
         self._picture(trial.name, folder)
@@ -156,7 +155,7 @@ class SpoolTracker:
     def study_ended(self, state: str, best: Trial | None, summary: dict[str, float], tables: str) -> None:
         step = self._study.trials
         if best is not None and best.objective is not None:
-            self._metrics("study", {f"objective/{self._study.criterion.metric}": best.objective}, step=step)
+            self._metrics("study", {pages.objective(self._study): best.objective}, step=step)
             self._mark_best(best.name)
         self._metrics("study", summary, step=step)
         status = {"finished": "FINISHED", "interrupted": "KILLED"}.get(state, "FAILED")
@@ -189,7 +188,7 @@ class SpoolTracker:
             self._reported = True
         for step, _, values in record.get("points", ()):
             self._told |= {f"{key} {name}": (step, value) for name, value in values.items()}
-            if f"objective/{self._study.criterion.metric}" in values:
+            if pages.objective(self._study) in values:
                 self._epochs_of[key] = max(step, self._epochs_of.get(key, 0))
 
     def _start(
@@ -217,16 +216,17 @@ class SpoolTracker:
             params={name: str(value) for name, value in (params or {}).items()}, time=_now(),
         )  # fmt: skip
 
-    def _epochs(self, key: str, folder: Path) -> None:
-        """The epochs that have not been written down, with the time at which they ended."""
-        objective = f"objective/{self._study.criterion.metric}"
-        new = [record for record in read_epochs(folder) if record["epoch"] > self._epochs_of.get(key, 0)]
+    def _epochs(self, key: str, folder: Path) -> list[dict[str, Any]]:
+        """Write down the epochs that have not been, with the time at which they ended; all there are."""
+        objective, records = pages.objective(self._study), read_epochs(folder)
+        new = [record for record in records if record["epoch"] > self._epochs_of.get(key, 0)]
         points = [
             _point(r["metrics"] | {objective: r["best"]}, step=r["epoch"], time=int(1000 * r["time"])) for r in new
         ]
         if points:
             self._append("metrics", key=key, points=points)
             self._epochs_of[key] = new[-1]["epoch"]
+        return records
 
     def _metrics(self, key: str, values: dict[str, float], *, step: int, time: int | None = None) -> None:
         new = {name: value for name, value in values.items() if self._told.get(f"{key} {name}") != (step, value)}
