@@ -112,6 +112,8 @@ def _summary(store: "Store") -> list[str]:
         f"{m.slices} slices of {m.height} x {m.width} in {m.channels} channel(s), of {m.volumes} volumes of "
         f"{m.patients} patients, by {raters}",
     ]
+    if m.clipped:
+        lines.append(f"{m.clipped} pixels beyond -32768 to 32767 were clipped")
     if m.skipped:
         lines.append(f"{len(m.skipped)} skipped:")
         lines += [f"  {one.what}: {one.why}" for one in m.skipped[:SKIPPED_SHOWN]]

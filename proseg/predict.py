@@ -2,7 +2,7 @@
 
 What a model is given is what its training data were made of: intensities as they are where the data have a window, each
 channel of each file brought to zero mean and unit variance where they have none; volumes slice by slice, turned as
-they were for training (`proseg.data.formats.orientation`).
+they were for training (`proseg.data.images.orientation`).
 
 An image larger than those of the training is cut into overlapping tiles of their size, or zoomed to it where they had
 been (`proseg.tiles` says why). A model of crops about lesions sees one in every tile: it may be given a point, about
@@ -26,10 +26,10 @@ import numpy as np
 import torch
 
 from proseg import sizes
-from proseg.data.channels import with_depth
-from proseg.data.dicom_series import Series
-from proseg.data.formats.picture import Picture
-from proseg.data.own import standardised
+from proseg.data.images.channels import with_depth
+from proseg.data.images.dicom_series import Series
+from proseg.data.images.picture import Picture
+from proseg.data.intensities import as_float32, standardised
 from proseg.data.reading import Track, silent
 from proseg.errors import CheckpointError, DataError
 from proseg.exported import ExportedModel, labels
@@ -242,10 +242,7 @@ def _segment(task: Task, scan: Scan, folder: Path, track: Track) -> dict[str, An
 
 def _intensities(scan: Scan, picture: Picture, window: tuple[float, float] | None) -> np.ndarray:
     """[C, D, H, W] float32, as the model takes them."""
-    with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, which is reported below
-        image = with_depth(picture.pixels).astype(np.float32)
-    if not np.isfinite([image.min(), image.max()]).all():
-        raise DataError(f"{scan}: has intensities that are too large for 32 bits")
+    image = as_float32(with_depth(picture.pixels), scan)
     return standardised(image) if window is None else image
 
 

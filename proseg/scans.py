@@ -19,10 +19,10 @@ from typing import Protocol
 import numpy as np
 
 from proseg.data import images
-from proseg.data.channels import joined, joined_header
-from proseg.data.dicom_series import SUFFIXES, Series, find_series, is_dicom_file
-from proseg.data.formats import orientation
-from proseg.data.formats.picture import Header, Picture
+from proseg.data.images import orientation
+from proseg.data.images.channels import joined, joined_header
+from proseg.data.images.dicom_series import SUFFIXES, Series, find_series, is_dicom_file
+from proseg.data.images.picture import Header, Picture
 from proseg.data.own_manifest import IMAGE, read_csv
 from proseg.errors import DataError
 

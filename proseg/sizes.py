@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from proseg.data.formats.picture import Picture
+from proseg.data.images.picture import Picture
 
 MM3_A_ML = 1000
 

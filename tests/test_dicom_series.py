@@ -18,7 +18,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from proseg.data.dicom_series import find_series
+from proseg.data.images.dicom_series import find_series
 from proseg.errors import DataError
 from tests.dicom import OBLIQUE, STRAIGHT, image, places, series_uid, write_series
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from proseg.data import images
-from proseg.data.formats import picture
+from proseg.data.images import picture
 from proseg.errors import DataError
 from tests.images import LPS, RAS, as_nobody, write_image, write_nifti, write_pages, write_scaling
 

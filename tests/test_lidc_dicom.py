@@ -24,8 +24,9 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from proseg.data import dicom_images, lidc_dicom
+from proseg.data import lidc_dicom
 from proseg.data.case import Slice
+from proseg.data.images import dicom_images
 from proseg.data.lidc_contours import load_nodules, rank_by_area
 from proseg.data.lidc_database import RATERS, Scan, clusters, database_path, rasterise, read_scans
 from proseg.data.render import Nodule

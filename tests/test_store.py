@@ -394,7 +394,7 @@ def test_what_no_image_holds_is_refused_by_name(
 def test_a_first_slice_that_does_not_fit_itself_is_refused(
     tmp_path: Path, real_slices: list[Slice], description: Description, first: dict
 ):
-    with pytest.raises(DataError, match=r"where \[C, H, W\] int16 or float32 and \[R, H, W\] are expected"):
+    with pytest.raises(DataError, match=r"where \[C, H, W\] uint8, int16 or float32 and \[R, H, W\] are expected"):
         write(tmp_path / "store", [replace(real_slices[0], **first)], description)
 
 

@@ -33,7 +33,7 @@ class Batch:
 def load(store: Store, rows: Sequence[int] | np.ndarray, crop: int | None = None) -> Batch:
     """These slices as one batch, the central `crop` x `crop` pixels of each (None: all)."""
     window = _centre(store.manifest.height, crop), _centre(store.manifest.width, crop)
-    image = torch.from_numpy(np.stack([store.image(row)[:, *window] for row in rows]).astype(np.float32))
+    image = torch.from_numpy(store.pixels(rows, window).astype(np.float32))
     masks = torch.from_numpy(np.stack([store.annotations(row)[:, *window] for row in rows]))
     present = torch.from_numpy(np.stack([store.rater_mask(row) for row in rows]))
     return Batch(normalise(image, store.manifest.window), masks, present)

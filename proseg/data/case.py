@@ -10,7 +10,7 @@ class Slice:
     """An image with the masks of its raters."""
 
     image: np.ndarray
-    """[C, H, W], int16 (Hounsfield units) or float32 (already normalised)."""
+    """[C, H, W], uint8 or int16 as they were taken, or float32."""
     annotations: np.ndarray
     """[R, H, W] bool, or uint8 labels where there are several classes; all zero where the rater is missing."""
     rater_mask: np.ndarray
@@ -22,4 +22,7 @@ class Slice:
     z: float
     """Position along the axis of the volume, mm."""
     spacing: tuple[float, float, float]
-    """(z, y, x) in mm."""
+    """(z, y, x) in mm; NaN where it is not known."""
+    moments: np.ndarray | None = None
+    """[2, C] float32, mean and deviation of each channel of the file, by which pixels are standardised when they are
+    used; None where they are kept as they are used."""

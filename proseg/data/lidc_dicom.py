@@ -20,10 +20,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from proseg.data import dicom_images
 from proseg.data.case import Slice
 from proseg.data.catalog import LUNG_WINDOW
-from proseg.data.dicom_images import AIR, SAME_PLACE, CtImage, Found, Pixels, Unusable
+from proseg.data.images import dicom_images
+from proseg.data.images.dicom_images import AIR, SAME_PLACE, CtImage, Found, Pixels, Unusable
 from proseg.data.lidc_contours import rank_by_area
 from proseg.data.lidc_database import (
     RATERS,

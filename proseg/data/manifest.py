@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from proseg.data.folds import Fold
 from proseg.errors import DataError
 
-FORMAT = 2
-READABLE = (1, 2)
-"""Format 1 had one Arrow file and said nothing of where the data came from."""
+FORMAT = 3
+READABLE = (1, 2, 3)
+"""Format 1 had one Arrow file and said nothing of where the data came from; before 3 no pixels had 8 bits, and every
+spacing was known."""
 Framing = Literal["crop", "zoom_linear", "zoom_nearest", "lesion"]
 """How images came to their size: cut or filled up about their centre, zoomed as a whole, or cut out about a lesion."""
 ARROW, MANIFEST = "slices.arrow", "manifest.json"
@@ -79,18 +80,25 @@ class Manifest(Description):
     channels: int
     height: int
     width: int
-    dtype: Literal["int16", "float32"]
+    dtype: Literal["uint8", "int16", "float32"]
     folds: tuple[Fold, ...]
     files: tuple[ArrowFile, ...] = ()
     """In the order of the slices."""
     identity: str | None = None
     """Of the files and options it was prepared from; None where it was not prepared from files."""
     skipped: tuple[Skipped, ...] = ()
+    clipped: int = 0
+    """Pixels whose value lay beyond int16 and was clipped."""
     rater_names: tuple[str, ...] = ()
     """In the order of the annotations; empty where the raters have no names."""
     channel_names: tuple[str, ...] = ()
     framing: Framing | None = None
     """How the images came to their size; None where nothing is known of it, as in older stores, or nothing was done."""
+
+    @property
+    def standardised(self) -> bool:
+        """Whether pixels are kept in 8 bits and brought to zero mean and unit variance when they are used."""
+        return self.window is None and self.dtype == "uint8"
 
     @property
     def arrow_files(self) -> tuple[ArrowFile, ...]:
@@ -122,10 +130,12 @@ def read_manifest(path: Path) -> Manifest:
 
 def schema(m: Manifest) -> pa.Schema:
     """The columns of every Arrow file; arrays are flat, in lists of one length."""
-    pixels = {"int16": pa.int16(), "float32": pa.float32()}[m.dtype]
+    pixels = {"uint8": pa.uint8(), "int16": pa.int16(), "float32": pa.float32()}[m.dtype]
+    moments = {"moments": pa.list_(pa.float32(), 2 * m.channels)} if m.standardised else {}
     return pa.schema({
         "image": pa.list_(pixels, m.channels * m.height * m.width),
         "annotations": pa.list_(pa.uint8(), m.raters * m.height * m.width),
         "rater_mask": pa.list_(pa.uint8(), m.raters),
         "patient": pa.string(), "volume": pa.string(), "z": pa.float64(), "spacing": pa.list_(pa.float64(), 3),
+        **moments,
     })  # fmt: skip

@@ -25,8 +25,8 @@ import numpy as np
 
 from proseg.data.case import Slice
 from proseg.data.folds import Fold
-from proseg.data.formats.picture import MOST_BYTES
 from proseg.data.frame import crop_or_pad, zoom_nearest, zoomed_spacing
+from proseg.data.images.picture import MOST_BYTES
 from proseg.data.manifest import Description
 from proseg.data.source import Part, Source, identity_of
 from proseg.data.writer import MIN_RATERS

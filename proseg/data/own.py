@@ -1,9 +1,10 @@
 """A user's own images, annotated by several raters: a manifest (`own_manifest`) or a folder (`own_folder`).
 
-2-D files make slices, 3-D files volumes that are cut along z (`formats.orientation`). Intensities stay as they are if a
+2-D files make slices, 3-D files volumes that are cut along z (`images.orientation`). Intensities stay as they are if a
 window is given, whole numbers as int16; without one, each channel of each file is brought to zero mean and unit
-variance. Images of another size are cut or filled up about their centre with the least value of each channel (masks:
-background), or zoomed, images linearly, masks to the nearest pixel. Any height and width will do for the model.
+variance. Images of 8 bits are kept so. Images of another size are cut or filled up about their centre with the least
+value of each channel (masks: background), or zoomed, images linearly, masks to the nearest pixel. Any height and width
+will do for the model.
 """
 
 import math
@@ -15,10 +16,10 @@ from typing import Literal
 
 import numpy as np
 
-from proseg.data import frame, images, own_folder, own_manifest
+from proseg.data import frame, images, intensities, own_folder, own_manifest
 from proseg.data.case import Slice
-from proseg.data.channels import check_place, joined, joined_header, size_of, with_depth
-from proseg.data.formats.picture import Header, Kind, Picture
+from proseg.data.images.channels import check_place, joined, joined_header, size_of, with_depth
+from proseg.data.images.picture import Header, Kind, Picture
 from proseg.data.own_files import Entry, Inventory, check, check_file
 from proseg.data.source import Part, Source, identity_of
 from proseg.data.store import Description
@@ -33,8 +34,6 @@ LABEL = "images of one's own"
 EACH_ITS_OWN = "each image taken for a patient of its own"
 LICENCE = "not stated"
 
-INT16 = np.iinfo(np.int16)
-
 Fit = Literal["crop", "zoom"]
 
 
@@ -46,10 +45,10 @@ class Reading:
     classes: int
     size: tuple[int, int] | None
     fit: Fit
-    dtype: Literal["int16", "float32"]
-    """int16: whole numbers, of which only those beyond the window may be clipped."""
+    dtype: Literal["uint8", "int16", "float32"]
+    """uint8: as they were taken; int16: whole numbers, of which only those beyond the window may be clipped."""
     normalise: bool
-    """To zero mean and unit variance."""
+    """To zero mean and unit variance: uint8 when they are used, float32 here."""
     sorted_raters: bool
 
 
@@ -89,8 +88,7 @@ def source(
         name=name, label=_label(label, found), licence=licence or LICENCE, unit=unit, sorted_raters=sorted_raters,
         window=window, classes=classes,
     )  # fmt: skip
-    whole = window is not None and _within_int16(window) and all(header.whole for header in headers)
-    reading = Reading(found.raters, classes, size, fit, "int16" if whole else "float32", window is None, sorted_raters)
+    reading = Reading(found.raters, classes, size, fit, _dtype(headers, window), window is None, sorted_raters)
     options = {"own": FORMAT, "description": description.model_dump_json(), "size": size, "fit": fit}
     return Source(
         description=description,
@@ -110,7 +108,8 @@ def read(part: Sequence[Entry], *, reading: Reading) -> Part:
     Raises:
         DataError: naming the file, and for a mask the row or image and the rater.
     """
-    return Part(tuple(one for entry in part for one in _slices(entry, reading)))
+    found = [_slices(entry, reading) for entry in part]
+    return Part(tuple(one for slices, _ in found for one in slices), clipped=sum(clipped for _, clipped in found))
 
 
 # What is known before a pixel is read
@@ -197,8 +196,12 @@ def _ascending(volume: Sequence[Entry]) -> Sequence[Entry]:
     return sorted(volume, key=lambda entry: entry.number or 0.0)
 
 
-def _within_int16(window: tuple[float, float]) -> bool:
-    return INT16.min <= window[0] and window[1] <= INT16.max
+def _dtype(headers: Sequence[Header], window: tuple[float, float] | None) -> Literal["uint8", "int16", "float32"]:
+    """As small as it can be, with nothing lost that counts: what lies beyond a window is clipped anyway."""
+    if all(np.can_cast(header.dtype, np.uint8) for header in headers):
+        return "uint8"
+    within = window is not None and intensities.INT16.min <= window[0] and window[1] <= intensities.INT16.max
+    return "int16" if within and all(header.whole for header in headers) else "float32"
 
 
 def _label(label: str | None, found: Inventory) -> str:
@@ -222,27 +225,33 @@ def _parts(entries: Sequence[Entry], unit: str, size: int) -> Iterator[tuple[Ent
 # What is read
 
 
-def _slices(entry: Entry, reading: Reading) -> Iterator[Slice]:
+def _slices(entry: Entry, reading: Reading) -> tuple[list[Slice], int]:
+    """Of one image, and how many of its pixels were clipped."""
     _check_masks(entry, reading)
     picture = _picture(entry)
-    pixels = _intensities(entry, with_depth(picture.pixels), reading)
+    pixels, moments, clipped = _intensities(entry, with_depth(picture.pixels), reading)
     masks = _masks(entry, picture, reading)
     present = np.array([mask is not None for mask in entry.masks])
     if reading.sorted_raters:
         masks, present = _by_area(masks, present)
-    spacing = picture.spacing or (1.0, 1.0, 1.0)
+    spacing = picture.spacing or (math.nan, math.nan, math.nan)
     if reading.size is not None:
         pixels, masks, spacing = _framed(pixels, masks, spacing, reading)
-    for index in range(pixels.shape[1]):
-        yield Slice(
+    step = 1.0 if math.isnan(spacing[0]) else spacing[0]
+    slices = [
+        Slice(
             image=np.ascontiguousarray(pixels[:, index]),
             annotations=np.ascontiguousarray(masks[:, index]),
             rater_mask=present,
             patient=entry.patient,
             volume=entry.volume,
-            z=(index if entry.number is None else entry.number) * spacing[0],
+            z=(index if entry.number is None else entry.number) * step,
             spacing=spacing,
+            moments=moments,
         )
+        for index in range(pixels.shape[1])
+    ]
+    return slices, clipped
 
 
 def _picture(entry: Entry) -> Picture:
@@ -250,34 +259,16 @@ def _picture(entry: Entry) -> Picture:
     return joined([*map(str, entry.images)], [*map(images.read, entry.images)], f"{entry.where}: ")
 
 
-def _intensities(entry: Entry, pixels: np.ndarray, reading: Reading) -> np.ndarray:
-    """As they are kept: int16, or float32."""
+def _intensities(entry: Entry, pixels: np.ndarray, reading: Reading) -> tuple[np.ndarray, np.ndarray | None, int]:
+    """As they are kept, [C, D, H, W]; the moments by which they will be standardised; how many were clipped."""
+    if reading.dtype == "uint8":
+        image = pixels.astype(np.uint8, copy=False)
+        return image, intensities.moments(image) if reading.normalise else None, 0
     if reading.dtype == "int16":
-        return _clipped(pixels)
-    with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, which is reported below
-        image = pixels.astype(np.float32)
-    if not np.isfinite([image.min(), image.max()]).all():
-        raise DataError(f"{entry.images[0]}: has intensities that are too large for 32 bits")
-    return standardised(image) if reading.normalise else image
-
-
-def _clipped(pixels: np.ndarray) -> np.ndarray:
-    """Whole numbers as int16."""
-    if np.can_cast(pixels.dtype, np.int16):
-        return pixels.astype(np.int16, copy=False)
-    least = max(INT16.min, np.iinfo(pixels.dtype).min)
-    return pixels.clip(least, INT16.max).astype(np.int16)
-
-
-def standardised(image: np.ndarray) -> np.ndarray:
-    """Each channel of zero mean and unit variance; a channel of one value becomes zero. Works in place, and squares
-    one slice at a time: numpy's own deviation of a volume takes twice its memory."""
-    for channel in image:
-        channel -= np.float32(channel.mean(dtype=np.float64))
-        squares = sum(float(np.square(one, dtype=np.float64).sum()) for one in channel)
-        deviation = np.float32(math.sqrt(squares / channel.size))
-        channel /= deviation if deviation > 0 else 1
-    return image
+        image, clipped = intensities.clipped(pixels)
+        return image, None, clipped
+    image = intensities.as_float32(pixels, entry.images[0])
+    return intensities.standardised(image) if reading.normalise else image, None, 0
 
 
 def _check_masks(entry: Entry, reading: Reading) -> None:
@@ -357,5 +348,5 @@ def _framed(
         least = pixels.min((1, 2, 3), keepdims=True)
         return frame.crop_or_pad(pixels, *reading.size, least), frame.crop_or_pad(masks, *reading.size), spacing
     zoomed = frame.zoom_linear(pixels, *reading.size)
-    zoomed = np.rint(zoomed).astype(np.int16) if reading.dtype == "int16" else zoomed
+    zoomed = zoomed if reading.dtype == "float32" else np.rint(zoomed).astype(reading.dtype)
     return zoomed, frame.zoom_nearest(masks, *reading.size), frame.zoomed_spacing(spacing, shape, *reading.size)

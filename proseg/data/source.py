@@ -37,6 +37,8 @@ class Part:
 
     slices: tuple[Slice, ...]
     skipped: tuple[Skipped, ...] = ()
+    clipped: int = 0
+    """Pixels whose value lay beyond int16 and was clipped."""
 
 
 @dataclass(frozen=True)
@@ -164,30 +166,31 @@ _FEWER = "ask for fewer --jobs; the preparation then goes on where it stopped"
 
 
 def _write(source: Source, partial: Path, jobs: int, track: Track) -> None:
-    writer, done, skipped = _taken_up(source, partial) or _begun(source, partial)
+    writer, done, skipped, clipped = _taken_up(source, partial) or _begun(source, partial)
     left, what = source.parts[done:], f"Reading {source.description.name} (once)"
     with writer, closing(in_order(source.read, left, jobs)) as read:
         for number, part in zip(count(done + 1), track(read, len(left), what)):
             writer.add(part.slices)
             skipped += part.skipped
+            clipped += part.clipped
             if writer.full:
                 writer.cut()
-                _note(source, writer, number, skipped)
+                _note(source, writer, number, skipped, clipped)
         skipped = (*skipped, *source.skipped)
         writer.tally.check_whole(skipped)
         with _named(source):  # all slices of a part may have been skipped
             check_parts(source.folds or (), writer.tally.patients)
-        writer.finish(source.folds, skipped=skipped, **_origin(source))
+        writer.finish(source.folds, skipped=skipped, clipped=clipped, **_origin(source))
 
 
-Begun = tuple[Writer, int, tuple[Skipped, ...]]
-"""Who writes on, how many parts of the source he has, and what of them has been skipped."""
+Begun = tuple[Writer, int, tuple[Skipped, ...], int]
+"""The writer, the number of parts that it has, what of them was skipped, and how many of their pixels were clipped."""
 
 
 def _begun(source: Source, partial: Path) -> Begun:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    return Writer(partial, source.description), 0, ()
+    return Writer(partial, source.description), 0, (), 0
 
 
 def _taken_up(source: Source, partial: Path) -> Begun | None:
@@ -204,11 +207,11 @@ def _taken_up(source: Source, partial: Path) -> Begun | None:
     for path in partial.iterdir():
         if path.name not in (PROGRESS, *(file.name for file in m.files)):
             path.unlink()  # what was not complete
-    return writer, progress.parts, m.skipped
+    return writer, progress.parts, m.skipped, m.clipped
 
 
-def _note(source: Source, writer: Writer, parts: int, skipped: tuple[Skipped, ...]) -> None:
-    manifest = writer.manifest(skipped=skipped, **_origin(source))
+def _note(source: Source, writer: Writer, parts: int, skipped: tuple[Skipped, ...], clipped: int) -> None:
+    manifest = writer.manifest(skipped=skipped, clipped=clipped, **_origin(source))
     progress = Progress(parts=parts, manifest=manifest)
     write_atomically(writer.folder / PROGRESS, progress.model_dump_json().encode())
 

@@ -7,7 +7,7 @@ in a folder beside its place and moved there when it is complete.
 import hashlib
 import shutil
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -32,6 +32,8 @@ from proseg.data.writer import Writer, add_to_digest, publish, room_for
 from proseg.errors import DataError
 
 __all__ = ["ARROW", "FORMAT", "MANIFEST", "Description", "Manifest", "Store", "Writer", "write"]
+
+WHOLE = (slice(None), slice(None))
 
 
 class Store:
@@ -60,6 +62,7 @@ class Store:
         self._annotations = self._views("annotations", "uint8", (m.raters, m.height, m.width))
         self._rater_masks = self._views("rater_mask", "bool", (m.raters,))
         self._spacings = self._views("spacing", "float64", (3,))
+        self._moments = self._views("moments", "float32", (2, m.channels)) if m.standardised else None
 
     @cached_property
     def patients(self) -> np.ndarray:
@@ -80,6 +83,18 @@ class Store:
         """[C, H, W], a view of the mapped file."""
         return self._view(self._images, row)
 
+    def pixels(self, rows: Sequence[int] | np.ndarray, part: tuple[slice, slice] = WHOLE) -> np.ndarray:
+        """[B, C, h, w], this part of several images: float32 where they are standardised, otherwise as kept."""
+        image = np.stack([self.image(row)[:, *part] for row in rows])
+        if self._moments is None:
+            return image
+        mean, deviation = np.stack([self._view(self._moments, row) for row in rows], 1)[..., None, None]
+        return (image.astype(np.float32) - mean) / deviation
+
+    def moments(self, row: int) -> np.ndarray | None:
+        """[2, C] float32, mean and deviation by which the image is standardised; None where it is used as it is."""
+        return None if self._moments is None else self._view(self._moments, row)
+
     def annotations(self, row: int) -> np.ndarray:
         """[R, H, W] uint8 labels, 0 the background, a view of the mapped file."""
         return self._view(self._annotations, row)
@@ -89,7 +104,7 @@ class Store:
         return self._view(self._rater_masks, row)
 
     def spacing(self, row: int) -> tuple[float, float, float]:
-        """(z, y, x) in mm."""
+        """(z, y, x) in mm; NaN where it is not known."""
         z, y, x = self._view(self._spacings, row).tolist()
         return z, y, x
 
@@ -98,7 +113,7 @@ class Store:
         return Slice(
             image=self.image(row), annotations=self.annotations(row), rater_mask=self.rater_mask(row),
             patient=str(self.patients[row]), volume=str(self.volumes[row]), z=float(self.z[row]),
-            spacing=self.spacing(row),
+            spacing=self.spacing(row), moments=self.moments(row),
         )  # fmt: skip
 
     def rows(self, patients: Iterable[str]) -> np.ndarray:
@@ -125,7 +140,7 @@ class Store:
             for row in range(start, start + file.slices):
                 one = self.slice(row)
                 ids = (one.patient, one.volume, one.z, one.spacing)
-                add_to_digest(digest, ids, one.image, one.annotations, one.rater_mask)
+                add_to_digest(digest, ids, one)
             if digest.hexdigest() != file.fingerprint:
                 raise DataError(
                     f"{self.folder / file.name} is damaged: its content no longer has the fingerprint it was "

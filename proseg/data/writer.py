@@ -28,7 +28,7 @@ ROWS_PER_BATCH = 64
 BYTES_PER_BATCH = 16 * 2**20
 """Large slices come in smaller batches: one batch is what waits in memory to be written."""
 MIN_RATERS = 2
-PIXELS = (np.int16, np.float32)
+PIXELS = (np.uint8, np.int16, np.float32)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -110,7 +110,7 @@ class Writer:
         Args:
             folds: the partition that came with the data; None deals patients into four.
             skipped: what of the source is not in the store.
-            origin: further fields of the manifest: `identity`, `rater_names`, `channel_names`, `framing`.
+            origin: further fields of the manifest: `identity`, `rater_names`, `channel_names`, `framing`, `clipped`.
 
         Raises:
             DataError: no slice came, the folds are no partition of the patients, or fewer than two raters drew.
@@ -168,7 +168,7 @@ class Tally:
         _check(one, self._first, self.description)
         self._place(one)
         ids = (one.patient, one.volume, float(one.z), tuple(map(float, one.spacing)))
-        add_to_digest(self._digest, ids, one.image, one.annotations, one.rater_mask)
+        add_to_digest(self._digest, ids, one)
         area, slices = self._areas.get(one.patient, (0.0, 0))
         self._areas[one.patient] = (area + float(np.count_nonzero(one.annotations)), slices + 1)
         self._drew = one.rater_mask | self._drew if len(self._drew) else one.rater_mask.copy()
@@ -245,10 +245,10 @@ def _check(one: Slice, first: Slice, description: Description) -> None:
         raise DataError(f"data set {name!r}: the image of {where} has pixels that are NaN or infinite")
     if one.annotations[~one.rater_mask].any():
         raise DataError(f"data set {name!r}: slice of {where} has a mask of a rater who is said to be missing")
-    if not all(math.isfinite(length) and length > 0 for length in one.spacing):
+    if not all(math.isnan(length) or 0 < length < math.inf for length in one.spacing):
         raise DataError(
             f"data set {name!r}: slice of {where} has the spacing {one.spacing}; expected three positive numbers "
-            "(z, y, x), in mm"
+            "(z, y, x), in mm, or NaN for one that is not known"
         )
     if not math.isfinite(one.z):
         raise DataError(f"data set {name!r}: a slice of {where} has no position: z must be a number, in mm")
@@ -263,14 +263,20 @@ def _check_first(one: Slice, description: Description) -> None:
     if not fits or image.dtype not in PIXELS:
         raise DataError(
             f"data set {description.name!r}: slice of {one.volume} at z = {one.z} has image {image.shape} "
-            f"{image.dtype} and masks {masks.shape}, where [C, H, W] int16 or float32 and [R, H, W] are expected"
+            f"{image.dtype} and masks {masks.shape}, where [C, H, W] uint8, int16 or float32 and [R, H, W] are expected"
+        )
+    wanted = (2, len(image)) if description.window is None and image.dtype == np.uint8 else None
+    if (None if one.moments is None else one.moments.shape) != wanted:
+        raise DataError(
+            f"data set {description.name!r}: slice of {one.volume} at z = {one.z} must have the mean and deviation of "
+            "each channel where 8 bits are kept without a window, and only there"
         )
 
 
-def add_to_digest(digest: Any, ids: tuple, *arrays: np.ndarray) -> None:
-    """What the fingerprint knows of a slice: (patient, volume, z, spacing), image, annotations, rater_mask."""
+def add_to_digest(digest: Any, ids: tuple, one: Slice) -> None:
+    """Add what the fingerprint knows of a slice, whose (patient, volume, z, spacing) are `ids`."""
     digest.update(repr(ids).encode())
-    for array in arrays:
+    for array in (one.image, one.annotations, one.rater_mask, *([] if one.moments is None else [one.moments])):
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
@@ -292,6 +298,7 @@ def _record_batch(slices: Sequence[Slice]) -> pa.RecordBatch:
         "volume": pa.array([s.volume for s in slices]),
         "z": pa.array([s.z for s in slices], pa.float64()),
         "spacing": pa.array([s.spacing for s in slices], pa.list_(pa.float64(), 3)),
+        **({} if slices[0].moments is None else {"moments": fixed([s.moments for s in slices])}),  # type: ignore[misc]
     })  # fmt: skip
 
 

@@ -30,8 +30,13 @@ class Header:
     """Slices; None where the file is 2-D."""
     height: int
     width: int
-    whole: bool
-    """Its values are whole numbers, once scaled as the file asks."""
+    dtype: np.dtype
+    """Type of the pixels, once scaled as the file asks."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the pixels are whole numbers."""
+        return self.dtype.kind in "iub"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +75,7 @@ def check_claim(path: Path, shape: Sequence[int], dtype: np.dtype) -> None:
         )
 
 
-def is_whole(dtype: np.dtype) -> bool:
-    """Whether numbers of this type are whole."""
-    return dtype.kind in "iub"
-
-
-def header_of(picture_shape: Sequence[int], *, whole: bool) -> Header:
+def header_of(picture_shape: Sequence[int], dtype: np.dtype) -> Header:
     """Of pixels [C, H, W] or [C, D, H, W]."""
     channels, *depth, height, width = map(int, picture_shape)
-    return Header(channels, depth[0] if depth else None, height, width, whole)
+    return Header(channels, depth[0] if depth else None, height, width, np.dtype(dtype))

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from proseg.data.dicom_images import (
+from proseg.data.images import nifti, orientation
+from proseg.data.images.dicom_images import (
     Unusable,
     check_plain,
     hounsfield,
@@ -27,8 +28,7 @@ from proseg.data.dicom_images import (
     rescaling,
     walk,
 )
-from proseg.data.formats import nifti, orientation
-from proseg.data.formats.picture import Header, Picture, check_claim, header_of
+from proseg.data.images.picture import Header, Picture, check_claim, header_of
 from proseg.errors import DataError
 
 if TYPE_CHECKING:
@@ -109,7 +109,8 @@ class Series:
 
     def look(self) -> Header:
         whole = all(image.whole for image in self.images)
-        return header_of(orientation.shape(self.sizes, 1, self.place), whole=whole)
+        dtype = np.dtype(np.int32 if whole else np.float32)
+        return header_of(orientation.shape(self.sizes, 1, self.place), dtype)
 
     def read(self) -> Picture:
         """A volume, or a slice where there is one image.

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from proseg.data.formats.picture import Header, Picture
+from proseg.data.images.picture import Header, Picture
 from proseg.errors import DataError
 
 HALF_A_PIXEL = 0.5
@@ -31,8 +31,8 @@ def joined_header(names: Sequence[str], headers: Sequence[Header], where: str = 
             raise DataError(f"{where}{name} has {header.channels} channels; a file of one channel has one")
         if shape_of(header) != shape_of(first):
             raise DataError(f"{where}{name} is {size_of(header)}, but {names[0]} is {size_of(first)}")
-    whole = all(header.whole for header in headers)
-    return Header(len(headers), first.depth, first.height, first.width, whole)
+    dtype = np.result_type(*(header.dtype for header in headers))
+    return Header(len(headers), first.depth, first.height, first.width, dtype)
 
 
 def joined(names: Sequence[str], pictures: Sequence[Picture], where: str = "") -> Picture:

@@ -10,7 +10,7 @@ from typing import IO, Protocol, TypeVar
 
 import numpy as np
 
-from proseg.data.formats.picture import Header, Picture
+from proseg.data.images.picture import Header, Picture
 from proseg.errors import DataError
 
 __all__ = ["Header", "Picture", "is_image", "look", "read", "stem", "write_like"]
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Format(Protocol):
-    """A module of `proseg.data.formats`."""
+    """A module of `proseg.data.images`."""
 
     DAMAGE: tuple[type[Exception], ...]
     """What its libraries raise over damaged bytes."""
@@ -75,11 +75,11 @@ def write_like(target: Path, maps: np.ndarray, like: Path, *, classes: int = 1) 
     """
     match _suffix(like):
         case "nii" | "nii.gz":
-            from proseg.data.formats import nifti as form
+            from proseg.data.images import nifti as form
 
             path = target.with_name(f"{target.name}.nii.gz")
         case "nrrd":
-            from proseg.data.formats import nrrd as form
+            from proseg.data.images import nrrd as form
 
             path = target.with_name(f"{target.name}.nrrd")
         case _:
@@ -114,13 +114,13 @@ def stem(name: str) -> str:
 def _format(path: Path) -> Format:
     match _suffix(path):
         case "nii" | "nii.gz":
-            from proseg.data.formats import nifti as form
+            from proseg.data.images import nifti as form
         case "nrrd":
-            from proseg.data.formats import nrrd as form
+            from proseg.data.images import nrrd as form
         case "png" | "tif" | "tiff":
-            from proseg.data.formats import raster as form
+            from proseg.data.images import raster as form
         case "npy" | "npz":
-            from proseg.data.formats import npy as form
+            from proseg.data.images import npy as form
         case _:
             raise DataError(f"{path}: images and masks must be {KNOWN}")
     return form

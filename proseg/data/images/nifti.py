@@ -21,8 +21,8 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 from nibabel.wrapstruct import WrapStructError
 
-from proseg.data.formats import orientation
-from proseg.data.formats.picture import Header, Picture, check_claim, header_of, is_whole
+from proseg.data.images import orientation
+from proseg.data.images.picture import Header, Picture, check_claim, header_of
 from proseg.errors import DataError
 
 DAMAGE: tuple[type[Exception], ...] = (
@@ -73,12 +73,16 @@ class _Claim:
 
     @property
     def whole(self) -> bool:
-        return is_whole(self.dtype) and self.slope.is_integer() and self.intercept.is_integer()
+        return self.dtype.kind in "iub" and self.slope.is_integer() and self.intercept.is_integer()
+
+    @property
+    def scaled_dtype(self) -> np.dtype:
+        return self.dtype if not self.scaled else np.dtype(np.int32 if self.whole else np.float32)
 
 
 def look(path: Path, file: IO[bytes]) -> Header:
     claim, _ = _claim(path, _unpacked(path, file))
-    return header_of(orientation.shape(claim.sizes, claim.channels, claim.place), whole=claim.whole)
+    return header_of(orientation.shape(claim.sizes, claim.channels, claim.place), claim.scaled_dtype)
 
 
 def read(path: Path, file: IO[bytes]) -> Picture:

@@ -14,8 +14,8 @@ from typing import IO, Any
 import nrrd
 import numpy as np
 
-from proseg.data.formats import orientation
-from proseg.data.formats.picture import Header, Picture, check_claim, header_of, is_whole
+from proseg.data.images import orientation
+from proseg.data.images.picture import Header, Picture, check_claim, header_of
 from proseg.errors import DataError
 
 DAMAGE: tuple[type[Exception], ...] = (
@@ -71,7 +71,7 @@ class _Claim:
 def look(path: Path, file: IO[bytes]) -> Header:
     claim = _claim(path, file)
     sizes = tuple(claim.sizes[axis] for axis in claim.spatial)
-    return header_of(orientation.shape(sizes, claim.channels, claim.place), whole=is_whole(claim.dtype))
+    return header_of(orientation.shape(sizes, claim.channels, claim.place), claim.dtype)
 
 
 def read(path: Path, file: IO[bytes]) -> Picture:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
-from proseg.data.formats.picture import Picture
+from proseg.data.images.picture import Picture
 from proseg.errors import DataError
 
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])

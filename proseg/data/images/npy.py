@@ -14,7 +14,7 @@ from typing import IO
 
 import numpy as np
 
-from proseg.data.formats.picture import Header, Picture, check_claim, header_of, is_whole
+from proseg.data.images.picture import Header, Picture, check_claim, header_of
 from proseg.errors import DataError
 
 DAMAGE: tuple[type[Exception], ...] = (
@@ -44,7 +44,7 @@ class _Claim:
 def look(path: Path, file: IO[bytes]) -> Header:
     with _stream(path, file) as (stream, length):
         claim = _claim(path, stream, length)
-    return header_of(claim.picture_shape, whole=is_whole(claim.dtype))
+    return header_of(claim.picture_shape, claim.dtype)
 
 
 def read(path: Path, file: IO[bytes]) -> Picture:

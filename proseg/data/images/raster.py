@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageFile
 
-from proseg.data.formats.picture import Header, Picture, check_claim, header_of, is_whole
+from proseg.data.images.picture import Header, Picture, check_claim, header_of
 from proseg.errors import DataError
 
 DAMAGE: tuple[type[Exception], ...] = (
@@ -37,7 +37,7 @@ WHITE_IS_ZERO, SIGNED, UNSIGNED = 0, 2, 1
 
 def look(path: Path, file: IO[bytes]) -> Header:
     with _opened(path, file) as image:
-        return header_of(_shape(path, image), whole=is_whole(_dtype(image)))
+        return header_of(_shape(path, image), _dtype(image))
 
 
 def read(path: Path, file: IO[bytes]) -> Picture:
