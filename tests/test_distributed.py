@@ -27,7 +27,6 @@ from proseg.distributed import (
     join_group,
     leave_group,
     rank,
-    run_ranks,
     seed_everything,
     sum_over_ranks,
     world_size,
@@ -38,6 +37,7 @@ from proseg.fit import fit
 from proseg.model import ProSeg
 from proseg.records import BEST, EPOCHS, LAST, Criterion, read_epochs
 from proseg.train import TrainState, train
+from tests.groups import run_ranks
 
 
 def count(upto: int) -> Iterator[tuple[int, int, int]]:
@@ -316,7 +316,8 @@ def test_ranks_end_with_a_parent_that_is_killed(tmp_path: Path):
     program.write_text(
         "import os, sys, time\n"
         "from pathlib import Path\n"
-        "from proseg.distributed import rank, run_ranks\n"
+        "from proseg.distributed import rank\n"
+        "from tests.groups import run_ranks\n"
         "def forever(folder):\n"
         "    (Path(folder) / f'{rank()}.pid').write_text(str(os.getpid()))\n"
         "    yield 1\n"
@@ -324,7 +325,8 @@ def test_ranks_end_with_a_parent_that_is_killed(tmp_path: Path):
         "if __name__ == '__main__':\n"
         "    list(run_ranks(forever, sys.argv[1], ranks=2))\n"
     )
-    parent = subprocess.Popen([sys.executable, str(program), str(tmp_path)])
+    root = {"PYTHONPATH": str(Path(__file__).parents[1])}
+    parent = subprocess.Popen([sys.executable, str(program), str(tmp_path)], env=os.environ | root)
     pids = [tmp_path / f"{number}.pid" for number in (0, 1)]
     wait_for(lambda: all(path.exists() and path.read_text() for path in pids))
     parent.kill()

@@ -20,6 +20,7 @@ from proseg.pictures import draw as drawn
 from proseg.records import BEST, EPOCHS, LAST, SAMPLES, Criterion, read_epochs
 from proseg.samples import SLICES, choose, take
 from proseg.train import TrainState, model_of
+from tests.groups import run_ranks
 from tests.studies import make_store
 
 GED, CPU = Criterion("ged"), torch.device("cpu")
@@ -184,8 +185,6 @@ def test_another_rank_writes_nothing(
 def test_two_ranks_keep_what_rank_0_sees_of_slices_that_the_other_one_validates(
     volume_store: Store, tiny_config: TrainConfig, tmp_path: Path
 ):
-    from proseg.distributed import run_ranks
-
     fold = volume_store.manifest.folds[0]
     several = Fold(0, fold.train, (*fold.val, *fold.test), fold.test)  # a volume each: group 1 is rank 1's
     config = tiny_config.with_values({"epochs": 1})
