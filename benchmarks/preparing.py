@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from proseg.data import own
+from proseg.data.kinds import Choices
 from proseg.data.source import prepare
 
 WINDOW = (-1000.0, 400.0)
@@ -33,10 +34,7 @@ def write_files(folder: Path, slices: int, side: int, raters: int) -> Path:
 
 
 def ours(folder: Path, out: Path, jobs: int) -> None:
-    source = own.source(
-        folder, name="benchmark", size=None, fit="crop", classes=1, window=WINDOW, sorted_raters=False, label="noise",
-        licence="none needed",
-    )  # fmt: skip
+    source = own.source(folder, "benchmark", Choices(window=WINDOW, label="noise", licence="none needed"))
     prepare(source, out, jobs=jobs)
 
 

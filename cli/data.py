@@ -13,7 +13,7 @@ import typer
 from cli import render
 from cli.complete import offer, sources
 from cli.errors import INTERRUPTED, PLACES, user_errors
-from cli.options import DataName, Json, Size, Window, size, window
+from cli.options import DataName, Json, Lengths, Size, Window, lengths, size, window
 
 if TYPE_CHECKING:
     from proseg.data.catalog import Prepared
@@ -51,6 +51,29 @@ def data_prepare(
                                                      help="Intensities that become -1 and 1.")] = None,
     sorted_raters: Annotated[bool, typer.Option("--sorted-raters", help="Raters are nobody in particular: sort them "
                                                                         "by area in every image.")] = False,
+    root: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder below which the files of a manifest lie, "
+                                                                  "where that is not its own.")] = None,
+    images: Annotated[str | None, typer.Option(metavar="PATTERN", help="Images of a folder without a manifest, as in "
+                                                                       "'images/{case}_training.tif'.")] = None,
+    masks: Annotated[list[str] | None, typer.Option(metavar="PATTERN",
+                                                    help="Their masks, as in 'manual/{stem}_{rater}.png', where {stem} "
+                                                         "is the image's name without its type; may be "
+                                                         "repeated.")] = None,
+    write_manifest: Annotated[Path | None, typer.Option(metavar="FILE", help="Write what was found as a manifest "
+                                                                             "(CSV).")] = None,
+    axes: Annotated[str | None, typer.Option(metavar="AXES", help="Order of the axes of arrays that can be read in two "
+                                                                  "ways, as in yxc or zyx.")] = None,
+    spacing: Annotated[Lengths | None, typer.Option(parser=lengths, metavar="[Z,]Y,X",
+                                                    help="Size of a pixel in mm, where files do not say it.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Value of a mask from which on a pixel belongs to the "
+                                                         "object.")] = None,
+    invert: Annotated[bool, typer.Option("--invert", help="Exchange object and background of the masks.")] = False,
+    empty_is_missing: Annotated[bool, typer.Option("--empty-is-missing", help="An empty mask says that its rater did "
+                                                                              "not annotate the image.")] = False,
+    drop_rater: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Leave a rater out; may be "
+                                                                              "repeated.")] = None,
+    as_written: Annotated[bool, typer.Option("--as-written", help="Patients, raters and volumes whose names differ in "
+                                                                  "spelling alone are different.")] = False,
     label: Annotated[str | None, typer.Option(help="What tables and model cards say of the data.")] = None,
     licence: Annotated[str | None, typer.Option(help="Under which the data may be used.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes that read; as many as cores without.")] = None,
@@ -65,7 +88,9 @@ def data_prepare(
         choices = Choices(
             selection=selection, outline=outline, size=to_size and (to_size.height, to_size.width), fit=fit,
             classes=classes, window=to_window and (to_window.low, to_window.high), sorted_raters=sorted_raters,
-            label=label, licence=licence,
+            label=label, licence=licence, root=root, images=images, masks=tuple(masks or ()), axes=axes,
+            write_manifest=write_manifest, spacing=spacing and spacing.mm, threshold=threshold, invert=invert,
+            empty_is_missing=empty_is_missing, drop_rater=tuple(drop_rater or ()), as_written=as_written,
         )  # fmt: skip
         try:
             prepared = prepare_named(source, path, name, workspace(), choices, jobs=jobs or os.cpu_count() or 1,
@@ -112,6 +137,7 @@ def _summary(store: "Store") -> list[str]:
         f"{m.slices} slices of {m.height} x {m.width} in {m.channels} channel(s), of {m.volumes} volumes of "
         f"{m.patients} patients, by {raters}",
     ]
+    lines += m.notes
     if m.clipped:
         lines.append(f"{m.clipped} pixels beyond -32768 to 32767 were clipped")
     if m.skipped:

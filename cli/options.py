@@ -103,6 +103,25 @@ def window(text: str) -> Window:
     return Window(low, high)
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """Size of a pixel."""
+
+    mm: tuple[float, ...]
+    """(y, x) or (z, y, x)"""
+
+
+def lengths(text: str) -> Lengths:
+    """Millimetres of "0.5,0.5" or "3,0.5,0.5"."""
+    try:
+        found = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        found = ()
+    if len(found) not in (2, 3) or not all(0 < length < math.inf for length in found):
+        raise typer.BadParameter(f"{text!r} is not the size of a pixel: write Y,X or Z,Y,X in mm, as in 0.5,0.5")
+    return Lengths(found)
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 GpuShare = Annotated[
     float | None,

@@ -3,11 +3,15 @@
 ProSegError
 ├── ConfigError      a value of a configuration or a search space is not allowed
 ├── DataError        a data set is missing, damaged, or not what it claims to be
+│   └── ManyFaults   several things are wrong with it
 ├── CheckpointError  a checkpoint or an exported model cannot be read
 │   └── DamagedCheckpoint  it was written by this program and is not whole
 ├── GraphError       a model cannot be written as a graph
 └── TrainingError    training cannot go on (the loss is no longer a finite number)
 """
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class ProSegError(Exception):
@@ -41,3 +45,43 @@ class TrainingError(ProSegError):
     """Training cannot go on."""
 
     exit_code = 1
+
+
+class ManyFaults(DataError):
+    """Several faults of one data set, told at once."""
+
+    SHOWN = 10
+
+    def __init__(self, sentences: Sequence[str]):
+        self.sentences = sentences
+        more = len(sentences) - self.SHOWN
+        last = [f"and {more} more"] if more > 0 else []
+        super().__init__("\n  ".join([f"{len(sentences)} faults were found:", *sentences[: self.SHOWN], *last]))
+
+    def __reduce__(self):
+        return ManyFaults, (self.sentences,)
+
+
+class Faults:
+    """What is wrong with a user's data, collected so that all of it is told at once."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def add(self, *sentences: str) -> None:
+        self.sentences += sentences
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Take a DataError for one of the faults, and go on."""
+        try:
+            yield
+        except DataError as error:
+            self.add(*(error.sentences if isinstance(error, ManyFaults) else [str(error)]))
+
+    def check(self) -> None:
+        """Raises DataError with all that was found, if anything was."""
+        if len(self.sentences) == 1:
+            raise DataError(self.sentences[0])
+        if self.sentences:
+            raise ManyFaults(self.sentences)

@@ -1,6 +1,6 @@
 """What a model is asked to segment: image files, DICOM series, files of one channel each, or a table of these.
 
-A table is a CSV file with a row for each image, in the columns of a training manifest (`proseg.data.own_manifest`):
+A table is a CSV file with a row for each image, in the columns of a training manifest (`proseg.data.own.manifest`):
 
     image             its file or DICOM folder; or, one for each channel, image_<channel> ... in any order
     name              optional: what the folder of its results is called
@@ -23,7 +23,8 @@ from proseg.data.images import orientation
 from proseg.data.images.channels import joined, joined_header
 from proseg.data.images.dicom_series import SUFFIXES, Series, find_series, is_dicom_file
 from proseg.data.images.picture import Header, Picture
-from proseg.data.own_manifest import IMAGE, read_csv
+from proseg.data.own.manifest import IMAGE
+from proseg.data.tables import read_table
 from proseg.errors import DataError
 
 POINT = "X,Y of a slice or X,Y,Z of a volume, in voxels of the file counted from 0, as in 210,305,40 or 210,305,38:44"
@@ -226,7 +227,7 @@ def _check_order(paths: Sequence[Path], channels: Sequence[str]) -> None:
 
 
 def _rows(path: Path, channels: Sequence[str], series: Sequence[str]) -> Iterator[Scan]:
-    columns, rows = read_csv(path)
+    columns, rows = read_table(path)
     pick = _image_columns(path, columns, channels)
     if not rows:
         raise DataError(f"{path}: the table has no rows")

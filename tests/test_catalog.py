@@ -356,8 +356,6 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, f"proseg.data.{name}", module)
 
 
-OWN = {"name": "mr", "size": None, "fit": "crop", "classes": 1, "window": None, "sorted_raters": False, "label": None,
-       "licence": None}  # fmt: skip
 SAID = {"size": (64, 96), "fit": "zoom", "classes": 3, "window": (-1.0, 2.0), "sorted_raters": True, "label": "mine",
         "licence": "CC0"}  # fmt: skip
 
@@ -369,8 +367,6 @@ SAID = {"size": (64, 96), "fit": "zoom", "classes": 3, "window": (-1.0, 2.0), "s
         ("lidc-dicom", {"selection": "any", "outline": "out"}, {"selection": "any", "outline": False, "track": silent}),
         ("lidc-dicom", {"outline": "in"}, {"selection": "paper", "outline": True, "track": silent}),
         ("lidc-pickle", {}, {}),
-        ("own", {}, OWN),
-        ("own", SAID, {"name": "mr", **SAID}),
     ],
 )
 @pytest.mark.usefixtures("asked")
@@ -378,6 +374,13 @@ def test_a_source_is_asked_for_what_was_said(tmp_path: Path, home: Path, kind: s
     with pytest.raises(Asked) as caught:
         prepare_named(kind, tmp_path, "mr", home, Choices(**choices))
     assert caught.value.args_and_options == ((tmp_path,), options)
+
+
+@pytest.mark.usefixtures("asked")
+def test_own_data_are_asked_for_all_that_was_said(tmp_path: Path, home: Path):
+    with pytest.raises(Asked) as caught:
+        prepare_named("own", tmp_path, "mr", home, Choices(**SAID))
+    assert caught.value.args_and_options == ((tmp_path, "mr", Choices(**SAID)), {})
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,32 @@ class Choices:
     """Raters are nobody in particular: sorted by area in every image."""
     label: str | None = None
     licence: str | None = None
+    root: Path | None = None
+    """Folder below which the files of a manifest lie; None: the manifest's own."""
+    images: str | None = None
+    """Pattern of the images' paths below a folder; see `proseg.data.own.patterns`."""
+    masks: tuple[str, ...] = ()
+    """Patterns of the masks' paths."""
+    write_manifest: Path | None = None
+    """File to which a manifest of all that was found is written."""
+    axes: str | None = None
+    """Order of the axes of arrays, as in "yxc"."""
+    spacing: tuple[float, ...] | None = None
+    """(y, x) or (z, y, x) in mm of files that do not know theirs."""
+    threshold: float | None = None
+    """Value of a mask from which on a pixel belongs to the object."""
+    invert: bool = False
+    """Whether object and background of the masks are exchanged."""
+    empty_is_missing: bool = False
+    """Whether an empty mask says that its rater did not annotate the image."""
+    drop_rater: tuple[str, ...] = ()
+    """Raters who are left out."""
+    as_written: bool = False
+    """Whether names that differ in spelling alone are different."""
 
     def given(self) -> list[str]:
         """Names of what was said."""
-        return [field.name for field in fields(self) if getattr(self, field.name) not in (None, False)]
+        return [field.name for field in fields(self) if getattr(self, field.name) not in (None, False, ())]
 
 
 @dataclass(frozen=True)
@@ -92,13 +114,10 @@ def _lidc_pickle(path: Path, name: str, choices: Choices, track: Track) -> Sourc
 def _own(path: Path, name: str, choices: Choices, track: Track) -> Source:
     from proseg.data.own import source
 
-    return source(
-        path, name=name, size=choices.size, fit=choices.fit or "crop", classes=choices.classes or 1,
-        window=choices.window, sorted_raters=choices.sorted_raters, label=choices.label, licence=choices.licence,
-    )  # fmt: skip
+    return source(path, name, choices)
 
 
-_OWN = ("size", "fit", "classes", "window", "sorted_raters", "label", "licence")
+_OWN = tuple(field.name for field in fields(Choices) if field.name not in ("selection", "outline"))
 KINDS = {
     kind.name: kind
     for kind in (
@@ -106,7 +125,7 @@ KINDS = {
              _lidc_dicom, space="lidc"),
         Kind("lidc-pickle", "MedicalMatting's lidc_attributes.pkl", (), _lidc_pickle, space="lidc"),
         Kind("npc", "a folder in the layout of MMIS-2024 task 1 (HDF5)", ("size", "fit"), _npc),
-        Kind("own", "a manifest (.csv, .parquet), or a folder of images/ and masks/RATER/", _OWN, _own),
+        Kind("own", "a manifest (.csv, .parquet), a folder of images/ and masks/RATER/, or of any layout", _OWN, _own),
     )
 }  # fmt: skip
 

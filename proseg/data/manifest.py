@@ -89,6 +89,8 @@ class Manifest(Description):
     skipped: tuple[Skipped, ...] = ()
     clipped: int = 0
     """Pixels whose value lay beyond int16 and was clipped."""
+    notes: tuple[str, ...] = ()
+    """Sentences about what of the files was taken in one of two ways or repaired."""
     rater_names: tuple[str, ...] = ()
     """In the order of the annotations; empty where the raters have no names."""
     channel_names: tuple[str, ...] = ()

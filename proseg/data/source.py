@@ -24,7 +24,7 @@ from proseg.data.manifest import MANIFEST, Description, Framing, Manifest, Skipp
 from proseg.data.reading import Track, in_order, silent
 from proseg.data.store import Store
 from proseg.data.writer import Writer, publish, room_for
-from proseg.errors import DataError
+from proseg.errors import DataError, Faults
 from proseg.records import write_atomically
 
 PROGRESS = "progress.json"
@@ -39,6 +39,8 @@ class Part:
     skipped: tuple[Skipped, ...] = ()
     clipped: int = 0
     """Pixels whose value lay beyond int16 and was clipped."""
+    faults: tuple[str, ...] = ()
+    """Sentences about what makes a store of this source impossible."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Source:
     """Names of the image's channels."""
     framing: Framing | None = None
     """How the images came to their size; None where they have it by nature."""
+    notes: tuple[str, ...] = ()
+    """Sentences about what of the files was taken in one of two ways or repaired."""
 
 
 def identity_of(files: Iterable[Path], **options: object) -> str:
@@ -168,14 +172,19 @@ _FEWER = "ask for fewer --jobs; the preparation then goes on where it stopped"
 def _write(source: Source, partial: Path, jobs: int, track: Track) -> None:
     writer, done, skipped, clipped = _taken_up(source, partial) or _begun(source, partial)
     left, what = source.parts[done:], f"Reading {source.description.name} (once)"
+    faults = Faults()
     with writer, closing(in_order(source.read, left, jobs)) as read:
         for number, part in zip(count(done + 1), track(read, len(left), what)):
+            faults.add(*part.faults)
+            if faults.sentences:
+                continue  # the rest is read to tell all that is wrong with it
             writer.add(part.slices)
             skipped += part.skipped
             clipped += part.clipped
             if writer.full:
                 writer.cut()
                 _note(source, writer, number, skipped, clipped)
+        faults.check()
         skipped = (*skipped, *source.skipped)
         writer.tally.check_whole(skipped)
         with _named(source):  # all slices of a part may have been skipped
@@ -219,5 +228,5 @@ def _note(source: Source, writer: Writer, parts: int, skipped: tuple[Skipped, ..
 def _origin(source: Source) -> dict[str, Any]:
     return {
         "identity": source.identity, "rater_names": source.raters, "channel_names": source.channels,
-        "framing": source.framing,
+        "framing": source.framing, "notes": source.notes,
     }  # fmt: skip

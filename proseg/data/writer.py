@@ -113,11 +113,13 @@ class Writer:
             origin: further fields of the manifest: `identity`, `rater_names`, `channel_names`, `framing`, `clipped`.
 
         Raises:
-            DataError: no slice came, the folds are no partition of the patients, or fewer than two raters drew.
+            DataError: no slice came, the folds are no partition of the patients, fewer than two raters drew, or one of
+                them drew nothing in the training part of a fold.
         """
         self.cut()
         self.tally.check_whole(skipped)
         manifest = self.manifest(folds=self.tally.folds(folds), skipped=tuple(skipped), **origin)
+        self.tally.check_raters(manifest)
         write_atomically(self.folder / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
         return manifest
 
@@ -153,6 +155,8 @@ class Tally:
         """Of every volume: its patient, and where it has slices."""
         self._drew = np.zeros(0, bool)
         """[R], which raters annotated anything."""
+        self._annotated: dict[str, np.ndarray] = {}
+        """Of every patient: [R], which raters annotated a slice."""
 
     @property
     def fingerprint(self) -> str:
@@ -172,6 +176,7 @@ class Tally:
         area, slices = self._areas.get(one.patient, (0.0, 0))
         self._areas[one.patient] = (area + float(np.count_nonzero(one.annotations)), slices + 1)
         self._drew = one.rater_mask | self._drew if len(self._drew) else one.rater_mask.copy()
+        self._annotated[one.patient] = one.rater_mask | self._annotated.get(one.patient, one.rater_mask)
         self.slices += 1
 
     def _place(self, one: Slice) -> None:
@@ -206,6 +211,17 @@ class Tally:
         except ValueError as error:
             raise DataError(f"data set {self.description.name!r}: {error}") from None
         return given
+
+    def check_raters(self, m: Manifest) -> None:
+        """Raises DataError where nothing could be learnt of a rater in one of the folds; ranks are nobody."""
+        for fold in () if m.sorted_raters else m.folds:
+            seen = np.any([self._annotated[patient] for patient in fold.train], axis=0)
+            if not seen.all():
+                name = (m.rater_names or [f"A{number + 1}" for number in range(m.raters)])[int(seen.argmin())]
+                raise DataError(
+                    f"data set {m.name!r}: rater {name!r} has no mask in the training part of fold {fold.index}, so "
+                    f"nothing is learnt of them there; leave the rater out with --drop-rater {name!r}"
+                )
 
     def facts(self) -> dict[str, Any]:
         """Fields of the manifest; there must have been a slice."""

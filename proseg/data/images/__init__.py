@@ -32,7 +32,11 @@ class Format(Protocol):
     def read(self, path: Path, file: IO[bytes]) -> Picture: ...
 
 
-def look(path: Path) -> Header:
+def files(path: Path) -> list[Path]:
+    return [path]
+
+
+def look(path: Path, *, axes: str | None = None, mask: bool = False) -> Header:
     """Shape and type of a file's pixels, without reading them.
 
     Raises:
@@ -42,7 +46,7 @@ def look(path: Path) -> Header:
     return _with(path, form, form.look)
 
 
-def read(path: Path) -> Picture:
+def read(path: Path, *, axes: str | None = None, mask: bool = False) -> Picture:
     """The pixels of a file. Nothing is unpacked before its size is known from the header to be plausible.
 
     Raises:

@@ -33,6 +33,9 @@ class Header:
     dtype: np.dtype
     """Type of the pixels, once scaled as the file asks."""
 
+    notes: tuple[str, ...] = ()
+    """Sentences of what was taken in one of two ways, ignored or repaired."""
+
     @property
     def whole(self) -> bool:
         """Whether the pixels are whole numbers."""

@@ -8,6 +8,7 @@ will do for the model.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,16 +17,21 @@ from typing import Literal
 
 import numpy as np
 
-from proseg.data import frame, images, intensities, own_folder, own_manifest
+from proseg.data import frame, images, intensities
 from proseg.data.case import Slice
 from proseg.data.images.channels import check_place, joined, joined_header, size_of, with_depth
 from proseg.data.images.picture import Header, Kind, Picture
-from proseg.data.own_files import Entry, Inventory, check, check_file
+from proseg.data.kinds import Choices, Fit
+from proseg.data.manifest import Skipped
+from proseg.data.own import folder, manifest, patterns
+from proseg.data.own.entries import Entry, Inventory, check, check_file
+from proseg.data.own.masks import Meaning
 from proseg.data.source import Part, Source, identity_of
 from proseg.data.store import Description
-from proseg.errors import ConfigError, DataError
+from proseg.data.tables import SUFFIXES
+from proseg.errors import ConfigError, DataError, Faults
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when the same files and options would give other slices."""
 SLICES_AT_ONCE = 64
 BYTES_AT_ONCE = 2**26
@@ -33,8 +39,10 @@ BYTES_AT_ONCE = 2**26
 LABEL = "images of one's own"
 EACH_ITS_OWN = "each image taken for a patient of its own"
 LICENCE = "not stated"
+SAME_SPACING = 0.01
+"""Share by which the spacing that a user names may differ from that of the file."""
 
-Fit = Literal["crop", "zoom"]
+Where = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,11 @@ class Reading:
     """How entries become slices."""
 
     raters: tuple[str, ...]
-    classes: int
+    masks: Meaning
+    axes: str | None
+    """Order of the axes of arrays, where the user says it."""
+    spacing: tuple[float | None, ...]
+    """(z, y, x) in mm of files that do not know theirs, as the user says it."""
     size: tuple[int, int] | None
     fit: Fit
     dtype: Literal["uint8", "int16", "float32"]
@@ -52,99 +64,147 @@ class Reading:
     sorted_raters: bool
 
 
-def source(
-    path: Path,
-    *,
-    name: str,
-    size: tuple[int, int] | None,
-    fit: Fit,
-    classes: int,
-    window: tuple[float, float] | None,
-    sorted_raters: bool,
-    label: str | None,
-    licence: str | None,
-) -> Source:
-    """Look at a data set of one's own: every file is found and every image's header read, no pixel.
+def source(path: Path, name: str, choices: Choices) -> Source:
+    """Look at a data set of one's own: every file is found and every header read, masks' too, no pixel.
 
     Args:
-        path: a manifest (.csv, .parquet), or a folder with images/ and masks/<rater>/.
-        size: (height, width) of the slices; None takes them as they are, which must be alike.
-        fit: what brings an image to that size.
-        classes: of foreground; masks hold the labels 0 to this, or 0 and 255 where it is one.
-        window: intensities that are mapped to -1..1; None normalises each file.
-        sorted_raters: raters are nobody in particular: sort them by area, in each 2-D image or volume, missing last.
-        label: what whoever sees a result must know of the data.
+        path: a manifest (.csv, .parquet), a folder with images/ and masks/<rater>/, or one whose layout patterns tell.
 
     Raises:
         ConfigError: an option is not allowed.
-        DataError: naming the file or row, and the rater where it is one.
+        DataError: naming the files or rows that are at fault, and the rater where it is one.
     """
-    _check_options(size, classes, window)
-    found = _inventory(path)
-    headers = [_header(entry) for entry in found.entries]
-    unit = _check_alike(found, headers, size)
+    _check_options(choices)
+    found = _inventory(path, choices)
+    notes: Counter[str] = Counter()
+    headers, unit = _headers(found, choices, notes)
     entries = _in_order(found.entries)
+    if choices.write_manifest is not None:
+        manifest.write(found, choices.write_manifest)
+    window, size, fit = choices.window, choices.size, choices.fit or "crop"
     description = Description(
-        name=name, label=_label(label, found), licence=licence or LICENCE, unit=unit, sorted_raters=sorted_raters,
-        window=window, classes=classes,
-    )  # fmt: skip
-    reading = Reading(found.raters, classes, size, fit, _dtype(headers, window), window is None, sorted_raters)
-    options = {"own": FORMAT, "description": description.model_dump_json(), "size": size, "fit": fit}
+        name=name,
+        label=_label(choices.label, found),
+        licence=choices.licence or LICENCE,
+        unit=unit,
+        sorted_raters=choices.sorted_raters,
+        window=window,
+        classes=choices.classes or 1,
+    )
+    reading = Reading(
+        raters=found.raters,
+        masks=Meaning(description.classes, choices.threshold, choices.invert, choices.empty_is_missing),
+        axes=choices.axes,
+        spacing=(None, None, None, *(choices.spacing or ()))[-3:],
+        size=size,
+        fit=fit,
+        dtype=_dtype(headers, window),
+        normalise=window is None,
+        sorted_raters=choices.sorted_raters,
+    )
+    options = {"own": FORMAT, "description": description.model_dump_json(), "reading": repr(reading)}
     return Source(
         description=description,
         parts=tuple(_parts(entries, unit, _bytes_of_slice(headers[0], size, len(found.raters)))),
         read=partial(read, reading=reading),
         identity=identity_of(found.files, **options),
         folds=None if found.fold is None else (found.fold,),
-        raters=() if sorted_raters else found.raters,
+        skipped=found.skipped,
+        raters=() if choices.sorted_raters else found.raters,
         channels=found.channels,
         framing=None if size is None else "crop" if fit == "crop" else "zoom_linear",
+        notes=tuple(f"{note} ({count} file{'s' * (count > 1)})" for note, count in notes.items()),
     )
 
 
 def read(part: Sequence[Entry], *, reading: Reading) -> Part:
-    """The slices of these entries.
-
-    Raises:
-        DataError: naming the file, and for a mask the row or image and the rater.
-    """
-    found = [_slices(entry, reading) for entry in part]
-    return Part(tuple(one for slices, _ in found for one in slices), clipped=sum(clipped for _, clipped in found))
+    """The slices of these entries, and what was wrong with their files."""
+    slices, skipped, clipped, faults = [], [], 0, Faults()
+    for entry in part:
+        with faults.caught():
+            some, more = _slices(entry, reading)
+            slices += some
+            clipped += more
+            if not some:
+                skipped.append(Skipped(str(entry.images[0]), "all its masks are empty, so nobody annotated it"))
+    return Part(tuple(slices), tuple(skipped), clipped, tuple(faults.sentences))
 
 
 # What is known before a pixel is read
 
 
-def _check_options(size: tuple[int, int] | None, classes: int, window: tuple[float, float] | None) -> None:
+def _check_options(choices: Choices) -> None:
+    size, window = choices.size, choices.window
+    classes = 1 if choices.classes is None else choices.classes
     if size is not None and min(size) < 1:
         raise ConfigError(f"a size of {size[0]} x {size[1]} is not possible: both must be at least 1")
     if not 1 <= classes <= 255:
         raise ConfigError(f"{classes} classes are not possible: from 1 to 255")
     if window is not None and not window[0] < window[1]:
         raise ConfigError(f"the window {window[0]:g} to {window[1]:g} is empty: its lower end comes first")
+    if classes > 1 and (choices.invert or choices.threshold is not None):
+        raise ConfigError("--threshold and --invert tell one object from its background; they do not go with --classes")
+    if (choices.images is None) != (not choices.masks):
+        raise ConfigError("--images and --masks go together: a pattern of the images' paths, and one of the masks'")
 
 
-def _inventory(path: Path) -> Inventory:
+def _inventory(path: Path, choices: Choices) -> Inventory:
     path = Path(path).absolute()
-    if path.is_dir():
-        found = own_folder.inventory(path)
-    elif path.suffix.lower() in (".csv", ".parquet"):
-        found = own_manifest.inventory(path)
+    if choices.root is not None and (path.is_dir() or not choices.root.is_dir()):
+        raise DataError(
+            f"--root {choices.root}: is the folder below which the files of a manifest lie; "
+            + ("there is no manifest" if path.is_dir() else "there is no such folder")
+        )
+    if choices.images is not None:
+        if not path.is_dir():
+            raise DataError(f"{path}: is no folder; --images and --masks are patterns of the paths in a folder")
+        found = patterns.inventory(path, choices.images, choices.masks)
+    elif path.is_dir():
+        found = folder.inventory(path)
+    elif path.suffix.lower() in SUFFIXES:
+        found = manifest.inventory(path, (choices.root or path.parent).absolute())
     else:
         check_file(path, "own data")
         raise DataError(f"{path}: expected a manifest (.csv, .parquet), or a folder with images/ and masks/<rater>/")
-    check(found)
+    found = found.without(choices.drop_rater)
+    check(found, as_written=choices.as_written)
     return found
 
 
-def _header(entry: Entry) -> Header:
-    """Of the image, whose channels may lie in several files."""
-    return joined_header([*map(str, entry.images)], [*map(images.look, entry.images)], f"{entry.where}: ")
-
-
-def _check_alike(found: Inventory, headers: Sequence[Header], size: tuple[int, int] | None) -> Kind:
-    """Whether the files are slices or volumes; all of them must be the same, and alike."""
+def _headers(found: Inventory, choices: Choices, notes: Counter[str]) -> tuple[list[Header], Kind]:
+    """Headers of the images, and whether they are slices or volumes; the masks' headers fit them."""
+    headers, faults = [], Faults()
+    for entry in found.entries:
+        with faults.caught():
+            each = [images.look(path, axes=choices.axes) for path in entry.images]
+            headers.append(joined_header([*map(str, entry.images)], each, f"{entry.where}: "))
+            notes.update(headers[-1].notes)
+    faults.check()
     unit: Kind = "volume" if any((header.depth or 1) > 1 for header in headers) else "slice"
+    with faults.caught():
+        _check_alike(found, headers, unit, choices.size)
+    for entry, image in zip(found.entries, headers, strict=True):
+        for rater, path in zip(found.raters, entry.masks, strict=True):
+            if path is not None:
+                with faults.caught():
+                    mask = images.look(path, axes=choices.axes, mask=True)
+                    _check_mask(_where(path, rater, entry), mask, entry, image)
+                    notes.update(mask.notes)
+    faults.check()
+    return headers, unit
+
+
+def _check_mask(where: str, mask: Header, entry: Entry, image: Header) -> None:
+    if mask.channels != 1:
+        raise DataError(f"{where} has {mask.channels} channels; a mask has one")
+    if _volume(mask) != _volume(image):
+        raise DataError(
+            f"{where} is {size_of(mask)}, but {entry.images[0]} is {size_of(image)}; a mask has the size of its image"
+        )
+
+
+def _check_alike(found: Inventory, headers: Sequence[Header], unit: Kind, size: tuple[int, int] | None) -> None:
+    """Raises DataError where not all files are slices, or volumes, of one size and number of channels."""
     first = headers[0]
     for entry, header in zip(found.entries, headers, strict=True):
         path = entry.images[0]
@@ -160,7 +220,6 @@ def _check_alike(found: Inventory, headers: Sequence[Header], size: tuple[int, i
             raise DataError(_propose_size(found.entries, headers))
     if unit == "volume":
         _check_volumes_once(found.entries)
-    return unit
 
 
 def _propose_size(entries: Sequence[Entry], headers: Sequence[Header]) -> str:
@@ -226,15 +285,15 @@ def _parts(entries: Sequence[Entry], unit: str, size: int) -> Iterator[tuple[Ent
 
 
 def _slices(entry: Entry, reading: Reading) -> tuple[list[Slice], int]:
-    """Of one image, and how many of its pixels were clipped."""
-    _check_masks(entry, reading)
-    picture = _picture(entry)
+    """Slices of one image, none where nobody annotated it, and the number of its pixels that were clipped."""
+    picture = _picture(entry, reading)
     pixels, moments, clipped = _intensities(entry, with_depth(picture.pixels), reading)
-    masks = _masks(entry, picture, reading)
-    present = np.array([mask is not None for mask in entry.masks])
+    masks, present = _masks(entry, picture, reading)
+    if not present.any():
+        return [], 0
     if reading.sorted_raters:
         masks, present = _by_area(masks, present)
-    spacing = picture.spacing or (math.nan, math.nan, math.nan)
+    spacing = _spacing(entry, picture, reading)
     if reading.size is not None:
         pixels, masks, spacing = _framed(pixels, masks, spacing, reading)
     step = 1.0 if math.isnan(spacing[0]) else spacing[0]
@@ -254,9 +313,27 @@ def _slices(entry: Entry, reading: Reading) -> tuple[list[Slice], int]:
     return slices, clipped
 
 
-def _picture(entry: Entry) -> Picture:
+def _picture(entry: Entry, reading: Reading) -> Picture:
     """The image, its channels put together."""
-    return joined([*map(str, entry.images)], [*map(images.read, entry.images)], f"{entry.where}: ")
+    each = [images.read(path, axes=reading.axes) for path in entry.images]
+    return joined([*map(str, entry.images)], each, f"{entry.where}: ")
+
+
+def _spacing(entry: Entry, picture: Picture, reading: Reading) -> Where:
+    """(z, y, x) in mm: that of the file, else of its row, else of the option; NaN where none of them says it."""
+    known = [math.nan if length is None else length for length in picture.spacing or (None, None, None)]
+    for axis, lengths in enumerate(zip(entry.spacing, reading.spacing, strict=True)):
+        said = next((length for length in lengths if length is not None), None)
+        if said is None:
+            continue
+        if abs(known[axis] - said) > SAME_SPACING * known[axis]:
+            raise DataError(
+                f"{entry.where}: {entry.images[0]} has a spacing of {known[axis]:g} mm along {'zyx'[axis]}, where "
+                f"{said:g} mm are said; mend whichever is wrong"
+            )
+        known[axis] = known[axis] if known[axis] > 0 else said
+    z, y, x = known
+    return z, y, x
 
 
 def _intensities(entry: Entry, pixels: np.ndarray, reading: Reading) -> tuple[np.ndarray, np.ndarray | None, int]:
@@ -271,22 +348,6 @@ def _intensities(entry: Entry, pixels: np.ndarray, reading: Reading) -> tuple[np
     return intensities.standardised(image) if reading.normalise else image, None, 0
 
 
-def _check_masks(entry: Entry, reading: Reading) -> None:
-    """What the headers say, compared before anything is unpacked: a small file may claim to be a large mask."""
-    image = _header(entry)
-    for place, path in enumerate(entry.masks):
-        if path is None:
-            continue
-        mask, where = images.look(path), _where(path, reading.raters[place], entry)
-        if mask.channels != 1:
-            raise DataError(f"{where} has {mask.channels} channels; a mask has one")
-        if _volume(mask) != _volume(image):
-            raise DataError(
-                f"{where} is {size_of(mask)}, but {entry.images[0]} is {size_of(image)}; a mask has the size of its "
-                "image"
-            )
-
-
 def _where(path: Path, rater: str, entry: Entry) -> str:
     return f"{path}: the mask of rater {rater!r} in {entry.where}"
 
@@ -295,39 +356,22 @@ def _volume(header: Header) -> tuple[int, int, int]:
     return header.depth or 1, header.height, header.width
 
 
-def _masks(entry: Entry, picture: Picture, reading: Reading) -> np.ndarray:
-    """[R, D, H, W] bool, or uint8 labels; zeros where a rater is missing."""
+def _masks(entry: Entry, picture: Picture, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
+    """[R, D, H, W] bool, or uint8 labels; zeros where a rater is missing. [R] bool: who is there."""
     shape = with_depth(picture.pixels).shape[1:]
-    masks = np.zeros((len(entry.masks), *shape), bool if reading.classes == 1 else np.uint8)
+    masks = np.zeros((len(entry.masks), *shape), bool if reading.masks.classes == 1 else np.uint8)
+    present, faults = np.array([mask is not None for mask in entry.masks]), Faults()
     for place, path in enumerate(entry.masks):
-        if path is not None:
-            where = _where(path, reading.raters[place], entry)
-            masks[place] = _labels(where, _mask_of(where, path, picture, entry), reading.classes)
-    return masks
-
-
-def _mask_of(where: str, path: Path, picture: Picture, entry: Entry) -> np.ndarray:
-    """[D, H, W], as the file has it, at the place of its image."""
-    mask = images.read(path)
-    check_place(where, picture, mask, str(entry.images[0]))
-    return with_depth(mask.pixels)[0]
-
-
-def _labels(where: str, mask: np.ndarray, classes: int) -> np.ndarray:
-    """[D, H, W] bool or uint8, checked."""
-    if not _are_labels(mask, classes):
-        allowed = "0 and 1, or 0 and 255" if classes == 1 else f"0 to {classes}"
-        wrong = mask[~np.isin(mask, np.arange(classes + 1))]
-        more = "; if there are more classes, say so with --classes" if np.isin(wrong, np.arange(256)).all() else ""
-        raise DataError(f"{where} has {wrong.size} pixels other than {allowed}, the first is {wrong[0]}{more}")
-    return mask != 0 if classes == 1 else mask.astype(np.uint8)
-
-
-def _are_labels(mask: np.ndarray, classes: int) -> bool:
-    if mask.dtype.kind in "iub" and mask.min() >= 0 and mask.max() <= classes:  # by far the fastest
-        return True
-    binary = classes == 1 and np.isin(mask, (0, 255)).all()
-    return bool(binary or np.isin(mask, np.arange(classes + 1)).all())
+        if path is None:
+            continue
+        where = _where(path, reading.raters[place], entry)
+        with faults.caught():
+            mask = images.read(path, axes=reading.axes, mask=True)
+            check_place(where, picture, mask, str(entry.images[0]))
+            masks[place] = reading.masks.labels(where, with_depth(mask.pixels)[0])
+            present[place] = not reading.masks.empty_is_missing or masks[place].any()
+    faults.check()
+    return masks, present
 
 
 def _by_area(masks: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

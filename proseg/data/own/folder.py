@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from proseg.data.images import stem
-from proseg.data.own_files import PARTS, Entry, Files, Inventory, PartName, check_file
-from proseg.data.own_manifest import read_csv
-from proseg.errors import DataError
+from proseg.data.own.entries import PARTS, Entry, Files, Inventory, PartName, check_file, near_miss
+from proseg.data.own.manifest import named_columns
+from proseg.data.tables import read_table
+from proseg.errors import DataError, Faults
 
 PATIENTS = "patients.csv"
 
@@ -22,18 +23,21 @@ def inventory(folder: Path) -> Inventory:
     """The files that a folder holds, by name.
 
     Raises:
-        DataError: naming the folder or the file.
+        DataError: naming the folder or the files.
     """
     parts: list[PartName] = [part for part in PARTS if (folder / part / "images").is_dir()]
     if (folder / "images").is_dir() == bool(parts):
         raise DataError(
             f"{folder}: expected either images/ and masks/<rater>/, or train/, val/ and test/ with these in each; "
-            f"{'found both' if parts else 'found neither'}"
+            f"{'found both' if parts else 'found neither'}; other layouts are named with --images and --masks"
         )
     layouts: list[tuple[PartName | None, Path]] = [(part, folder / part) for part in parts] or [(None, folder)]
     files = Files(folder)
     raters = sorted({rater for _, place in layouts for rater in _raters(place / "masks")})
-    entries = [entry for part, place in layouts for entry in _part_entries(place, part, raters, files)]
+    entries, faults = [], Faults()
+    for part, place in layouts:
+        entries += _part_entries(place, part, raters, files, faults)
+    faults.check()
     if not entries:
         raise DataError(f"{folder}: holds no images")
     _check_names(entries)
@@ -41,8 +45,8 @@ def inventory(folder: Path) -> Inventory:
     known = table.exists()
     return Inventory(
         source=folder,
+        root=folder,
         raters=tuple(raters),
-        channels=(),
         entries=tuple(_with_patients(entries, table) if known else entries),
         tables=(table,) if known else (),
         patients_known=known,
@@ -58,28 +62,34 @@ def _raters(masks: Path) -> list[str]:
     return [path.name for path in _visible(masks)]
 
 
-def _part_entries(folder: Path, part: PartName | None, raters: Sequence[str], files: Files) -> list[Entry]:
-    images = _by_stem(folder / "images", files)
-    masks = {rater: _by_stem(folder / "masks" / rater, files) for rater in raters}
+def _part_entries(
+    folder: Path, part: PartName | None, raters: Sequence[str], files: Files, faults: Faults
+) -> list[Entry]:
+    images = _by_stem(folder / "images", files, faults)
+    masks = {rater: _by_stem(folder / "masks" / rater, files, faults) for rater in raters}
     for rater, found in masks.items():
-        alone = next((path for name, path in found.items() if name not in images), None)
-        if alone is not None:
-            raise DataError(f"{alone}: a mask of rater {rater!r}, but {folder / 'images'} has no image of this name")
+        for path in (path for name, path in found.items() if name not in images):
+            near = near_miss(folder / "images" / path.name)
+            faults.add(
+                f"{path}: a mask of rater {rater!r}, but {folder / 'images'} has no image of this name"
+                + (f"; there is {near}" if near else "")
+            )
     return [
-        Entry(str(path), (path,), tuple(masks[rater].get(name) for rater in raters), name, name, None, part)
+        Entry(str(path), (path,), tuple(masks[rater].get(name) for rater in raters), name, name, part=part)
         for name, path in images.items()
     ]
 
 
-def _by_stem(folder: Path, files: Files) -> dict[str, Path]:
+def _by_stem(folder: Path, files: Files, faults: Faults) -> dict[str, Path]:
     """The files of a folder by their name without the type, in alphabetical order; none where there is no folder."""
     found: dict[str, Path] = {}
     for path in _visible(folder) if folder.is_dir() else []:
-        files.check(path, str(path.parent))
-        name = stem(path.name)
-        if name in found:
-            raise DataError(f"{path}: has the name of {found[name].name}, which lies beside it; keep one of them")
-        found[name] = path
+        with faults.caught():
+            files.check(path, str(path.parent))
+            name = stem(path.name)
+            if name in found:
+                raise DataError(f"{path}: has the name of {found[name].name}, which lies beside it; keep one of them")
+            found[name] = path
     return found
 
 
@@ -100,7 +110,7 @@ def _check_names(entries: Sequence[Entry]) -> None:
 
 def _with_patients(entries: Sequence[Entry], table: Path) -> Iterable[Entry]:
     check_file(table, str(table))
-    columns, rows = read_csv(table)
+    columns, rows = named_columns(table, *read_table(table))
     for needed in ("image", "patient"):
         if needed not in columns:
             raise DataError(f"{table}: the column {needed!r} is missing; found {', '.join(map(repr, columns))}")
@@ -114,7 +124,10 @@ def _with_patients(entries: Sequence[Entry], table: Path) -> Iterable[Entry]:
     images = {entry.images[0].name for entry in entries}
     unknown = next((image for image in patients if image not in images), None)
     if unknown is not None:
-        raise DataError(f"{table}: names {unknown}, but there is no image of this name")
+        near = near_miss(entries[0].images[0].with_name(unknown))
+        raise DataError(
+            f"{table}: names {unknown}, but there is no image of this name" + (f"; there is {near}" if near else "")
+        )
     return [_of_patient(entry, patients, table) for entry in entries]
 
 
