@@ -134,7 +134,7 @@ def _write_plain(target: Path, values: np.ndarray, classes: int) -> Path:
 def _source(path: Path, axes: str | None, mask: bool) -> Any:
     """What has the methods `look` and `read`."""
     form = _format(path)
-    if axes is not None and (not re.fullmatch("[zyxct]{2,5}", axes) or len({*axes, *"yx"}) != len(axes)):
+    if axes is not None and (sorted({*axes}) != sorted(axes) or not set("yx") <= {*axes} <= set("zyxct")):
         raise ConfigError(f"--axes {axes!r} must have one letter an axis: y and x, and of z, c and t those that are")
     if form in ("npy", "raster"):
         return _module(form).Array(path, axes, mask)

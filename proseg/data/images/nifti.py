@@ -15,7 +15,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from proseg.data.images import orientation
-from proseg.data.images.volumes import MM, Claim, Geometry, is_gzip, opened
+from proseg.data.images.volumes import MM, Claim, Geometry, beside, is_gzip, opened
 from proseg.errors import DataError
 
 DAMAGE: tuple[type[Exception], ...] = (
@@ -30,6 +30,11 @@ MOST_OFFSET = 2**24
 """Bytes before the first pixel that are believed: extensions stand there."""
 SHEAR = 1e-4
 """mm, for each mm of an axis: what axes may be oblique to each other and still be taken for upright."""
+GEOMETRY = (
+    "pixdim", "xyzt_units", "sform_code", "srow_x", "srow_y", "srow_z", "qform_code", "quatern_b", "quatern_c",
+    "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+)  # fmt: skip
+"""Fields that an image and its masks have in common."""
 HALVES = {".hdr": ".img", ".img": ".hdr"}
 """Suffixes of the two files of a pair."""
 
@@ -42,6 +47,7 @@ def claim(path: Path) -> Claim:
     if magic[:2] == b"ni":
         if len({named, pixels}) == 1:
             raise DataError(f"{path}: the header of a pair of files; name it .hdr, beside its pixels in .img")
+        beside(path, pixels.name)
     elif magic[:2] != b"n+":
         raise DataError(
             f"{path}: is an Analyze file, which does not say where left and right are, and is not supported; convert "
@@ -90,19 +96,16 @@ def write_like(target: Path, maps: np.ndarray, like: Path) -> Path:
         maps: [K, D, H, W] or [K, H, W] in the picture's axes; one map gets no fourth axis.
         like: the picture's file.
     """
-    header = _header(files(like)[0])
-    if not isinstance(header, Nifti2Header):
-        header["magic"] = b"n+1"
-    header.set_data_offset(0)
-    header.set_data_dtype(maps.dtype)
-    header.set_slope_inter(None, None)
-    header.set_intent("none")
-    header["cal_min"] = header["cal_max"] = 0  # of the image's intensities
-    kind = Nifti2Image if isinstance(header, Nifti2Header) else Nifti1Image
-    affine = _affine(header, len(header.get_data_shape()))
+    said, of_file = _header(files(like)[0]), claim(like)
+    kind = Nifti1Image if max(of_file.in_space) < 2**15 else Nifti2Image  # of which ITK knows nothing
+    header = kind.header_class()
+    for key in GEOMETRY:
+        header[key] = said[key]
+    affine = _affine(said, len(said.get_data_shape()))
     if not min(header["pixdim"][1:4].tolist()) > 0:
         header["pixdim"][1:4] = np.linalg.norm(affine[:3, :3], axis=0)
-    _save(kind(_values(maps, claim(like).turned_back(maps)), affine, header), affine, path := _path(target))
+    header.set_data_dtype(maps.dtype)
+    _save(kind(_values(maps, of_file.turned_back(maps)), affine, header), affine, path := _path(target))
     return path
 
 

@@ -125,7 +125,8 @@ def _refuse(path: Path, file: IO[bytes]) -> NoReturn:
     file.seek(0)
     if not _is_tiff(file):
         raise ValueError
-    tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(16))
+    start = file.read(16)
+    tags = TiffImagePlugin.ImageFileDirectory_v2(start if b"+" in start[2:4] else start[:8])
     file.seek(tags.next)
     tags.load(file)
     bits, samples, kind = tags.get(BITS, (1,)), tags.get(SAMPLES, 1), tags.get(SAMPLE_FORMAT, (UNSIGNED,))

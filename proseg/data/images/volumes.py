@@ -73,6 +73,8 @@ class Claim:
         return math.prod(self.sizes) // math.prod(self.in_space)
 
     def look(self) -> Header:
+        if not self.packing:
+            self._check_size()
         shape = orientation.shape(self.in_space, self.channels, self.geometry.place)
         return header_of(shape, scaled_dtype(self.dtype, self.slope, self.intercept), self.notes)
 
@@ -91,10 +93,7 @@ class Claim:
         """The bytes of all numbers, in one piece of memory."""
         wanted = math.prod(self.sizes) * self.dtype.itemsize
         with opened(self.data) as file:
-            offset = self.offset
-            if offset is None:
-                offset = self.data.stat().st_size - wanted
-                self._compare(min(offset, 0) + wanted, wanted)
+            offset = self._check_size() - wanted if self.offset is None else self.offset
             whole = self.packing == "gzip" and is_gzip(self.data)
             if not whole:
                 file.seek(offset)
@@ -111,6 +110,12 @@ class Claim:
                     content = self._unpacked(zlib.decompressobj(zlib.MAX_WBITS | 32), file.read(), wanted)
         self._compare(len(content), wanted)
         return content
+
+    def _check_size(self) -> int:
+        """Bytes of the file of pixels, which is as long as the header says."""
+        wanted, size = math.prod(self.sizes) * self.dtype.itemsize, self.data.stat().st_size
+        self._compare(min(size, wanted) if self.offset is None else size - self.offset, wanted)
+        return size
 
     def _unpacked(self, unpacker, packed: bytes, wanted: int) -> bytes:
         content = unpacker.decompress(packed, wanted + 1)
@@ -155,4 +160,6 @@ def beside(path: Path, name: str) -> Path:
         raise DataError(f"{path}: its pixels lie in several files, which is not supported; save them as one")
     if not found.resolve().is_relative_to(path.parent.resolve()):
         raise DataError(f"{path}: its pixels lie in another folder ({name}); put both files into one")
+    if not found.exists():
+        raise DataError(f"{path}: its pixels lie in {name}, which is not there")
     return found
