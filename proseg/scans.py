@@ -83,8 +83,8 @@ class Point:
     def within(self, picture: Picture, name: str) -> Target:
         """The same in the picture's axes; raises DataError, naming the image, where it lies outside or is not clear."""
         sizes, spans = orientation.sizes_in_file(picture), self.spans
-        if len(sizes) == len(spans) + 1 and sizes[-1] == 1:
-            spans = (*spans, (0, 0))
+        if len(sizes) == len(spans) + 1 and sizes.count(1) == 1:  # of one slice, which need not be named
+            spans = (*spans[: sizes.index(1)], (0, 0), *spans[sizes.index(1) :])
         if len(sizes) != len(spans):
             raise DataError(f"{name}: has {len(sizes)} axes, but the point {self} has {len(spans)}; write {POINT}")
         if any(last >= size for (_, last), size in zip(spans, sizes, strict=True)):
@@ -195,7 +195,7 @@ def _found(text: str, channels: Sequence[str], series: Sequence[str]) -> Iterato
 def _piece(path: Path, series: Sequence[str]) -> Piece:
     if not os.path.exists(path):  # asked of os: pathlib raises where a name is too long
         raise DataError(f"{path}: no such file")
-    if images.is_image(path.name) and not path.is_dir():
+    if images.is_image(path.name) and path.suffix.lower() not in SUFFIXES and not path.is_dir():
         return ImageFile(path)
     if path.is_dir() or is_dicom_file(path):
         return find_series(path, series)

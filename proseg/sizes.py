@@ -1,5 +1,6 @@
 """How large masks are: pixels, areas in mm2, volumes in ml."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,15 +21,19 @@ def measure(picture: Picture, counts: np.ndarray) -> Measure:
     found: Measure = {"pixels": pixels, "area_px": area, "area_mm2": None, "volume_ml": None}
     if picture.spacing is not None:
         _, y, x = picture.spacing
-        found["area_mm2"] = area * y * x
-        found["volume_ml"] = None if picture.kind == "slice" else pixels * _voxel(picture) / MM3_A_ML
+        found["area_mm2"] = _known(area * y * x)
+        found["volume_ml"] = None if picture.kind == "slice" else _known(pixels * _voxel(picture) / MM3_A_ML)
     return found
+
+
+def _known(number: float) -> float | None:
+    return None if math.isnan(number) else number
 
 
 def _voxel(picture: Picture) -> float:
     """mm3. Where the slices are oblique to their axis (a tilted gantry) it is less than the product of the spacings."""
     assert picture.spacing is not None
-    if picture.grid is None:
+    if picture.grid is None or math.isnan(picture.spacing[0]):
         return float(np.prod(picture.spacing))
     return abs(float(np.linalg.det(picture.grid[:3, :3])))
 
@@ -38,7 +43,7 @@ def over(measures: Sequence[Mapping[str, Any]], of) -> dict[str, float | None]:
     return {key: None if measures[0][key] is None else float(of([one[key] for one in measures])) for key in measures[0]}
 
 
-def spacing(picture: Picture) -> list[float] | None:
-    """(z, y, x) in mm, of a slice (y, x)."""
+def spacing(picture: Picture) -> list[float | None] | None:
+    """(z, y, x) in mm, of a slice (y, x); None along an axis of which it is not known."""
     axes = picture.pixels.ndim - 1
-    return None if picture.spacing is None else list(picture.spacing[-axes:])
+    return None if picture.spacing is None else [*map(_known, picture.spacing[-axes:])]

@@ -9,6 +9,7 @@ from typing import Any
 import nibabel
 import nrrd
 import numpy as np
+import SimpleITK
 from PIL import Image
 
 RAS = np.diag([2.0, 3.0, 4.0, 1.0])
@@ -28,7 +29,9 @@ def write_image(path: Path, values: np.ndarray, **options: Any) -> Path:
         np.savez_compressed(path, values)
     elif name.endswith((".nii", ".nii.gz")):
         write_nifti(path, values.T, np.diag([-1.0, -1.0, 1.0, 1.0]))
-    elif name.endswith(".nrrd"):
+    elif name.endswith((".mha", ".mhd")):
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), str(path))
+    elif name.endswith((".nrrd", ".nhdr")):
         directions = np.eye(values.ndim, 3)
         header = {"space": "left-posterior-superior", "space directions": directions, "space origin": np.zeros(3)}
         nrrd.write(str(path), values.T, header | options)

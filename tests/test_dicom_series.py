@@ -18,9 +18,11 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from proseg.data import images
 from proseg.data.images.dicom_series import find_series
 from proseg.errors import DataError
 from tests.dicom import OBLIQUE, STRAIGHT, image, places, series_uid, write_series
+from tests.images import LPS, write_nifti
 
 VOLUME = np.random.default_rng(0).integers(-900, 900, (5, 6, 7)).astype(np.int16)
 """[n, H, W]"""
@@ -76,13 +78,16 @@ def test_a_sagittal_series_is_cut_into_axial_slices(tmp_path: Path):
     assert (found.look().depth, found.look().height, found.look().width) == (6, 7, 5)
 
 
-def test_numbers_are_scaled_and_the_padding_of_a_ct_is_air(tmp_path: Path):
+def test_numbers_are_scaled_and_nothing_else(tmp_path: Path):
+    """As a NIfTI file made of the series has them: padding stays, and what int16 cannot hold is no fault."""
     stored = VOLUME.copy()
-    stored[:, 0, 0] = -2000
+    stored[:, 0, 0], stored[:, 0, 1] = -2000, 32767
     write_series(tmp_path / "ct", stored, RescaleSlope=2, RescaleIntercept=-24, PixelPaddingValue=-2000)
-    expected = stored * 2 - 24
-    expected[:, 0, 0] = -1000
-    np.testing.assert_array_equal(find_series(tmp_path / "ct").read().pixels[0], expected)
+    expected = stored.astype(np.int32) * 2 - 24
+    write_nifti(tmp_path / "ct.nii", stored.T, LPS, slope=2, inter=-24)
+    for found in (find_series(tmp_path / "ct").read(), images.read(tmp_path / "ct.nii")):
+        np.testing.assert_array_equal(found.pixels[0], expected)
+        assert found.pixels.dtype == np.int32
 
 
 @pytest.mark.parametrize(("slope", "whole"), [(None, True), (0.5, False)])
@@ -117,11 +122,17 @@ def test_a_tilted_gantry_gives_oblique_axes(tmp_path: Path):
     np.testing.assert_array_equal(found.read().pixels[0], VOLUME)
 
 
-def test_a_single_image_is_a_slice(folder: Path):
-    path = sorted(folder.iterdir())[2]
-    picture = find_series(path).read()
-    np.testing.assert_array_equal(picture.pixels, VOLUME[2][None])
-    assert (picture.kind, picture.spacing) == ("slice", (1.0, 1.0, 1.0))
+@pytest.mark.parametrize(
+    ("said", "thickness"),
+    [({}, np.nan), ({"SliceThickness": 3}, 3), ({"SliceThickness": 3, "SpacingBetweenSlices": 2.5}, 2.5),
+     ({"SliceThickness": "", "SpacingBetweenSlices": 0}, np.nan)],
+)  # fmt: skip
+def test_a_single_image_is_a_volume_of_one_slice(tmp_path: Path, said: dict, thickness: float):
+    write_series(tmp_path / "ct", VOLUME[2:3], **said)
+    picture = images.read(tmp_path / "ct/IM0001")
+    np.testing.assert_array_equal(picture.pixels, VOLUME[2][None, None])
+    np.testing.assert_equal((picture.kind, picture.spacing), ("volume", (thickness, 1.0, 1.0)))
+    assert images.look(tmp_path / "ct").depth == 1
 
 
 def test_what_lies_beside_the_images_does_not_disturb(folder: Path, tmp_path: Path):
@@ -153,6 +164,17 @@ def test_of_several_series_one_is_chosen_by_its_uid(folder: Path):
     np.testing.assert_array_equal(find_series(folder, [series_uid("b")]).read().pixels[0], VOLUME[:3] + 1)
     refused(folder, r"holds no series 1\.2\.3; it holds", "1.2.3")
     refused(folder, "holds 2 of the series that --series names", series_uid("a"), series_uid("b"))
+
+
+def test_a_series_that_is_named_is_read_whatever_lies_beside_it(folder: Path):
+    damaged = image(VOLUME[0], (0, 0, 0), series="b", Rows=None)
+    damaged.save_as(folder / "bad.dcm", enforce_file_format=True)
+    (folder / "worse.dcm").write_bytes(b"")
+    refused(folder, "bad.dcm: its header has no Rows, or was cut short; mend the file")
+    found = find_series(folder, [series_uid("a")])
+    np.testing.assert_array_equal(found.read().pixels[0], VOLUME)
+    assert found.look().notes == ("2 damaged file(s) beside the series were left out, bad.dcm the first",)
+    refused(folder, "bad.dcm: its header has no Rows", series_uid("b"))
 
 
 # What is refused

@@ -463,8 +463,8 @@ def test_normalising_a_volume_takes_little_more_than_its_memory():
 
 def test_a_coloured_mask_is_refused(make: Callable[..., Path], tmp_path: Path):
     path = make(suffix=".png")
-    write_image(tmp_path / "cem/p7.png", np.stack([mask(7, 2)] * 3, axis=2))
-    assert "has 3 channels; a mask has one" in refused(path)
+    write_image(tmp_path / "cem/p7.png", np.stack([mask(7, 2), mask(7, 1), mask(7, 0)], axis=2))
+    assert "is a mask in 4 colours" in refused_later(path)
 
 
 def test_pixels_that_are_nan_are_refused(make: Callable[..., Path], tmp_path: Path):

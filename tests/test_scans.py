@@ -137,16 +137,20 @@ def test_a_tilted_gantry_is_kept_and_does_not_add_volume(tmp_path: Path, fake: F
     path = tmp_path / "out/ct/mean.nii.gz"
     np.testing.assert_allclose(affine_of(path)[:3, 2], (0, -1, 2), atol=1e-6)
     header = nibabel.load(path).header  # type: ignore[attr-defined]
-    assert int(header["qform_code"]) == 0, "a quaternion cannot say it"
+    assert int(header["qform_code"]) == 1
+    np.testing.assert_allclose(np.abs(header.get_qform()[:3, :3].T @ header.get_qform()[:3, :3]).round(4),
+                               np.diag(np.square(header["pixdim"][1:4])).round(4), atol=1e-3)  # fmt: skip
 
 
-def test_one_image_of_a_series_is_a_slice(tmp_path: Path, fake: Fake):
+def test_one_image_of_a_series_is_a_volume_of_one_slice(tmp_path: Path, fake: Fake):
     volume = values((3, 20, 30))
     write_series(tmp_path / "ct", volume)
     shutil.copy(tmp_path / "ct/IM0002", tmp_path / "b.dcm")
     record = predict(fake(), [tmp_path / "ct/IM0002", tmp_path / "b.dcm"], tmp_path / "out", samples=1)
     for name in ("IM0002", "b"):
-        np.testing.assert_array_equal(load(tmp_path / "out" / name / "expert_1_ann.nii.gz"), volume[1].T > THRESHOLD)
+        np.testing.assert_array_equal(
+            load(tmp_path / "out" / name / "expert_1_ann.nii.gz"), volume[1].T[..., None] > THRESHOLD
+        )
     (measure,) = record["inputs"][0]["experts"]["expert_1_ann"]
     assert measure["area_mm2"] == (volume[1] > THRESHOLD).sum()
     assert measure["volume_ml"] is None

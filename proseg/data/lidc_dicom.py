@@ -20,6 +20,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from proseg.data import intensities
 from proseg.data.case import Slice
 from proseg.data.catalog import LUNG_WINDOW
 from proseg.data.images import dicom_images
@@ -174,17 +175,20 @@ def read(series: Series, *, selection: Selection, outline: bool) -> Part:
     Raises:
         DataError: a file cannot be opened.
     """
-    slices, skipped = [], []
+    slices, skipped, clipped = [], [], 0
     for z, lesions in _by_z(_lesions(series, selection, outline)).items():
         try:
             pixels = _pixels(series, z, lesions)
-            slices += [(lesion.nodule, z, _slice(series.scan, lesion, pixels)) for lesion in lesions]
+            for lesion in lesions:
+                one, beyond = _slice(series.scan, lesion, pixels)
+                slices.append((lesion.nodule, z, one))
+                clipped += beyond
         except Unusable as error:
             skipped.append(
                 Skipped(f"{series.scan.patient}, series {series.scan.series}, slice at z = {z} mm", str(error))
             )
     slices.sort(key=lambda one: one[:2])
-    return Part(tuple(one for _, _, one in slices), tuple(skipped))
+    return Part(tuple(one for _, _, one in slices), tuple(skipped), clipped)
 
 
 def _lesions(series: Series, selection: Selection, outline: bool) -> Iterator[Lesion]:
@@ -229,15 +233,17 @@ def _end(patch: Patch) -> tuple[int, int]:
     return patch.row + patch.mask.shape[0], patch.column + patch.mask.shape[1]
 
 
-def _slice(scan: Scan, lesion: Lesion, pixels: Pixels) -> Slice:
+def _slice(scan: Scan, lesion: Lesion, pixels: Pixels) -> tuple[Slice, int]:
+    """The slice, and how many of its pixels lay beyond int16 and were clipped."""
     hu, axes = np.flip(pixels.hu, pixels.reversed_axes), pixels.reversed_axes
     patches = [None if patch is None else _turned(patch, hu.shape, axes) for patch in lesion.patches]
     middle = centre(patches)
     annotations = np.zeros((RATERS, SIZE, SIZE), bool)
     annotations[: len(patches)] = crops(patches, middle)
     annotations = rank_by_area(annotations)
-    return Slice(
-        image=_crop(hu, middle)[None],
+    image, clipped = intensities.clipped(_crop(hu, middle)[None])
+    one = Slice(
+        image=image,
         annotations=annotations,
         rater_mask=np.any(annotations, axis=(1, 2)),
         patient=scan.patient,
@@ -245,6 +251,7 @@ def _slice(scan: Scan, lesion: Lesion, pixels: Pixels) -> Slice:
         z=lesion.z,
         spacing=(lesion.slice_spacing, scan.pixel_spacing, scan.pixel_spacing),
     )
+    return one, clipped
 
 
 def _turned(patch: Patch, shape: tuple[int, ...], axes: tuple[int, ...]) -> Patch:

@@ -1,60 +1,67 @@
-"""One image or mask from a file: NIfTI, NRRD, PNG, TIFF, NPY or NPZ; what is wrong with it is said in one sentence."""
+"""The one door for images and masks: of a file of any format, or of a DICOM series, its header, its pixels, and maps
+written like it. What is wrong with a file is said in one sentence: "damaged" of damage, "not supported" with what to
+do."""
 
 import re
-import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 
 from proseg.data.images.picture import Header, Picture
-from proseg.errors import DataError
+from proseg.errors import ConfigError, DataError
 
-__all__ = ["Header", "Picture", "is_image", "look", "read", "stem", "write_like"]
+__all__ = ["Header", "Picture", "files", "is_image", "look", "read", "stem", "write_like"]
 
-KNOWN = "NIfTI (.nii, .nii.gz), NRRD (.nrrd), PNG, TIFF or NumPy (.npy, .npz)"
-SUFFIXES = re.compile(r"\.(nii|nii\.gz|nrrd|png|tiff?|npy|npz)$", re.IGNORECASE)
-
-T = TypeVar("T")
-
-
-class Format(Protocol):
-    """A module of `proseg.data.images`."""
-
-    DAMAGE: tuple[type[Exception], ...]
-    """What its libraries raise over damaged bytes."""
-
-    def look(self, path: Path, file: IO[bytes]) -> Header: ...
-
-    def read(self, path: Path, file: IO[bytes]) -> Picture: ...
-
-
-def files(path: Path) -> list[Path]:
-    return [path]
+KNOWN = (
+    "NIfTI (.nii, .nii.gz, .hdr with .img), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), PNG, JPEG, BMP, GIF, PPM "
+    "(.ppm, .pgm, .pbm, .pnm), TIFF or NumPy (.npy, .npz)"
+)
+FORMATS = {
+    "nifti": r"nii|hdr|img|(?:nii|hdr|img)\.gz", "nrrd": "nrrd|nhdr", "meta": "mha|mhd", "npy": "npy|npz",
+    "raster": "png|jpe?g|bmp|gif|p[bgpn]m|tiff?", "dicom": "dcm|dicom|ima",
+}  # fmt: skip
+"""Suffixes of each module's files."""
+SUFFIXES = re.compile(rf"\.(?:{'|'.join(FORMATS.values())})$", re.IGNORECASE)
 
 
 def look(path: Path, *, axes: str | None = None, mask: bool = False) -> Header:
-    """Shape and type of a file's pixels, without reading them.
+    """The header of a file or of a DICOM series: shape and type of its pixels, without reading them.
+
+    Args:
+        path: a file, or the folder of one DICOM series.
+        axes: what the axes of an NPY or NPZ file or the pages of a TIFF are: a letter each of z, y, x and c (channels),
+            or t where its length is 1, as in "yxc".
+        mask: see `read`.
 
     Raises:
         DataError: as `read`, as far as the header tells.
+        ConfigError: `axes` is no such word.
     """
-    form = _format(path)
-    return _with(path, form, form.look)
+    with _damage_said(path):
+        return _source(path, axes, mask).look()
 
 
 def read(path: Path, *, axes: str | None = None, mask: bool = False) -> Picture:
-    """The pixels of a file. Nothing is unpacked before its size is known from the header to be plausible.
+    """The pixels of a file or of a DICOM series. Nothing is unpacked before its size is known from the header to be
+    plausible.
+
+    Args:
+        path: a file, or the folder of one DICOM series.
+        axes: see `look`.
+        mask: read as a mask of one channel: a palette gives its indices (that of black and white its colours), colours
+            that are all grey are one channel, and what JPEG has compressed is refused.
 
     Raises:
         DataError: there is no such file, it may not be read, it is of another type, damaged, cut short, a pickle, too
-            large for any image, empty, or has pixels that are no finite real numbers.
+            large for any image, empty, can be read in two ways, or has pixels that are no finite real numbers.
+        ConfigError: `axes` is no such word.
     """
-    form = _format(path)
-    picture = _with(path, form, form.read)
+    with _damage_said(path):
+        picture = _source(path, axes, mask).read()
     bad = _not_finite(picture.pixels)
     if bad:
         raise DataError(f"{path}: has {bad} pixels that are NaN or infinite")
@@ -65,32 +72,51 @@ def read(path: Path, *, axes: str | None = None, mask: bool = False) -> Picture:
 def write_like(target: Path, maps: np.ndarray, like: Path, *, classes: int = 1) -> Path:
     """Write maps of an image's pixels in the geometry of its file.
 
-    A NIfTI or NRRD file gives one of its kind with the same axes, place and spacing. Of the other formats, which know
-    no place, labels of a slice become a PNG, where a single class is white (255), everything else an NPY file.
+    A NIfTI, NRRD or MetaImage file gives one of its kind with the same axes, place and spacing (.nii.gz, .nrrd, .mha),
+    a DICOM series a NIfTI file. Of the other formats, which know no place, labels of a slice become a PNG, where a
+    single class is white (255), everything else an NPY file.
 
     Args:
         target: without a suffix, which is added.
         maps: [K, D, H, W] or [K, H, W] in the axes of `read`'s picture of `like`; uint8 labels or float32. The axis K
-            is left out where it is 1; in a NIfTI or NRRD file it is the last one.
-        classes: that labels stand for, beside the background.
+            is left out where it is 1; in a NIfTI or NRRD file it is the last one, in a MetaImage within each voxel.
+        like: the file, or the DICOM series.
+        classes: number of classes that labels stand for, beside the background.
 
     Returns:
-        What was written.
+        The file that was written.
     """
-    match _suffix(like):
-        case "nii" | "nii.gz":
-            from proseg.data.images import nifti as form
+    form = _format(like)
+    if form in ("npy", "raster"):
+        return _write_plain(target, maps[0] if len(maps) == 1 else maps, classes)
+    if form == "dicom":
+        return _source(like, None, False).write_like(target, maps)
+    return _module(form).write_like(target, maps, like)
 
-            path = target.with_name(f"{target.name}.nii.gz")
-        case "nrrd":
-            from proseg.data.images import nrrd as form
 
-            path = target.with_name(f"{target.name}.nrrd")
-        case _:
-            return _write_plain(target, maps[0] if len(maps) == 1 else maps, classes)
-    with _opened(like) as file:
-        form.write_like(path, maps, like, file)
-    return path
+def files(path: Path) -> list[Path]:
+    """The files that an image consists of: header and pixels of a pair (whichever was named), the images of a series.
+
+    Raises:
+        DataError: as `look`.
+    """
+    form = _format(path)
+    with _damage_said(path):
+        if form == "dicom":
+            return [image.path for image in _source(path, None, False).images]
+        if form in ("npy", "raster"):
+            return [path]
+        return [*dict.fromkeys(_module(form).files(path))]
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is of a type that can be read."""
+    return SUFFIXES.search(name) is not None
+
+
+def stem(name: str) -> str:
+    """The name without what says its type: "a.b" of "a.b.nii.gz"."""
+    return SUFFIXES.sub("", name)
 
 
 def _write_plain(target: Path, values: np.ndarray, classes: int) -> Path:
@@ -105,57 +131,59 @@ def _write_plain(target: Path, values: np.ndarray, classes: int) -> Path:
     return path
 
 
-def is_image(name: str) -> bool:
-    """Whether a file of this name is of a type that can be read."""
-    return SUFFIXES.search(name) is not None
+def _source(path: Path, axes: str | None, mask: bool) -> Any:
+    """What has the methods `look` and `read`."""
+    form = _format(path)
+    if axes is not None and (sorted({*axes}) != sorted(axes) or not set("yx") <= {*axes} <= set("zyxct")):
+        raise ConfigError(f"--axes {axes!r} must have one letter an axis: y and x, and of z, c and t those that are")
+    if form in ("npy", "raster"):
+        return _module(form).Array(path, axes, mask)
+    if axes is not None:
+        raise DataError(f"{path}: says by itself what its axes are; --axes is for NPY, NPZ and TIFF files")
+    return _module(form).claim(path)
 
 
-def stem(name: str) -> str:
-    """The name without what says its type: "a.b" of "a.b.nii.gz"."""
-    return SUFFIXES.sub("", name)
+def _format(path: Path) -> str:
+    """The module for a file or a folder."""
+    for form, suffixes in FORMATS.items():
+        if re.search(rf"\.(?:{suffixes})$", path.name, re.IGNORECASE) and not path.is_dir():
+            return form
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    if path.is_dir() or _module("dicom").is_dicom_file(path):
+        return "dicom"
+    raise DataError(f"{path}: images and masks must be {KNOWN}, or DICOM")
 
 
-def _format(path: Path) -> Format:
-    match _suffix(path):
-        case "nii" | "nii.gz":
-            from proseg.data.images import nifti as form
+def _module(form: str) -> Any:
+    match form:
+        case "nifti":
+            from proseg.data.images import nifti as module
         case "nrrd":
-            from proseg.data.images import nrrd as form
-        case "png" | "tif" | "tiff":
-            from proseg.data.images import raster as form
-        case "npy" | "npz":
-            from proseg.data.images import npy as form
+            from proseg.data.images import nrrd as module
+        case "meta":
+            from proseg.data.images import meta as module
+        case "npy":
+            from proseg.data.images import npy as module
+        case "raster":
+            from proseg.data.images import raster as module
         case _:
-            raise DataError(f"{path}: images and masks must be {KNOWN}")
-    return form
-
-
-def _suffix(path: Path) -> str | None:
-    found = SUFFIXES.search(path.name)
-    return found and found[1].lower()
-
-
-def _with(path: Path, form: Format, function: Callable[[Path, IO[bytes]], T]) -> T:
-    with _opened(path) as file:
-        try:
-            return function(path, file)
-        except form.DAMAGE as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(f"{path}: the file is damaged or cut short, or not what its name says: {reason}") from error
+            from proseg.data.images import dicom_series as module
+    return module
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _damage_said(path: Path) -> Iterator[None]:
+    """Where a library trips over the bytes of a file, that is said in our words."""
+    damage = _module(_format(path)).DAMAGE
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
-            raise DataError(f"{path}: is no file")
-        file = path.open("rb")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    with file:
-        yield file
+        yield
+    except NotImplementedError as error:
+        raise DataError(
+            f"{path}: is packed or laid out in a way that is not supported; save it anew, uncompressed"
+        ) from error
+    except damage as error:
+        raise DataError(f"{path}: the file is damaged or cut short, or not what its name says") from error
 
 
 def _not_finite(pixels: np.ndarray) -> int:

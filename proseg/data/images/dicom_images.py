@@ -80,7 +80,7 @@ class Pixels:
     """One image, read."""
 
     hu: np.ndarray
-    """[H, W] int16, Hounsfield units, rows and columns as stored."""
+    """[H, W] int32, Hounsfield units, rows and columns as stored."""
     reversed_axes: tuple[int, ...]
     """Axes along which it runs against the standard axial orientation (patient's right at the left, front on top)."""
     spacing: tuple[float, float]
@@ -245,15 +245,14 @@ def check_plain(image: "Dataset") -> None:
 
 
 def hounsfield(image: "Dataset") -> np.ndarray:
-    """[H, W] int16; raises Unusable where they are none."""
+    """[H, W] int32, with air in the padding; raises Unusable where the numbers are none."""
     stored = image.pixel_array
     slope, intercept = rescaling(image)
     hu = np.rint(stored * slope + intercept)
     hu[_is_padding(image, stored)] = AIR
-    limits = np.iinfo(np.int16)
-    if hu.min() < limits.min or hu.max() > limits.max:
+    if abs(hu).max() >= 2**31:
         raise Unusable(f"its pixels run from {hu.min():.0f} to {hu.max():.0f} HU")
-    return hu.astype(np.int16)
+    return hu.astype(np.int32)
 
 
 def rescaling(image: "Dataset") -> tuple[float, float]:
@@ -309,12 +308,8 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             warnings.simplefilter("ignore")  # pydicom warns of what is harmless, or is found out here
             yield file
     except (*DAMAGE, BytesLengthException, InvalidDicomError) as error:
-        raise Unusable(f"damaged, or of a kind that cannot be decoded here ({_first_line(error)})") from error
+        raise Unusable("damaged or cut short, or packed in a way that cannot be decoded here") from error
     except OSError as error:
         if error.errno is None:  # pydicom's own
-            raise Unusable(f"damaged ({_first_line(error)})") from error
-        raise DataError(f"{path} cannot be read ({error.strerror}); change its permissions, or remove it") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+            raise Unusable("damaged or cut short") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error

@@ -2,8 +2,7 @@
 
 File names say nothing. Images are put in order by where they lie along the normal of their plane, whatever the number
 they bear; they must be alike, and evenly spaced in one line, which may be oblique to the plane (a tilted gantry). What
-is stored is scaled as the header says; a CT becomes whole Hounsfield units with air in its padding, as LIDC-IDRI does
-for training (`dicom_images`).
+is stored is scaled as the header says and by nothing else, so that a NIfTI file made of the series has the same pixels.
 
 The volume's own axes are column, row and image, in this order, the last one along the normal (row direction x column
 direction): they are those of the NIfTI files that are written for it.
@@ -21,14 +20,13 @@ from proseg.data.images import nifti, orientation
 from proseg.data.images.dicom_images import (
     Unusable,
     check_plain,
-    hounsfield,
     is_dicom,
     opened,
     pixel_spacing,
     rescaling,
     walk,
 )
-from proseg.data.images.picture import Header, Picture, check_claim, header_of
+from proseg.data.images.picture import Header, Picture, check_claim, header_of, scaled, scaled_dtype
 from proseg.errors import DataError
 
 if TYPE_CHECKING:
@@ -37,8 +35,11 @@ if TYPE_CHECKING:
 HEADER = (
     "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "Rows", "Columns", "NumberOfFrames",
     "SamplesPerPixel", "PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
-    "RescaleSlope", "RescaleIntercept", "LossyImageCompression", "ModalityLUTSequence",
+    "RescaleSlope", "RescaleIntercept", "LossyImageCompression", "ModalityLUTSequence", "BitsAllocated",
+    "PixelRepresentation", "SliceThickness", "SpacingBetweenSlices",
 )  # fmt: skip
+DAMAGE: tuple[type[Exception], ...] = ()
+"""Nothing: what pydicom raises is caught here."""
 NO_SCANS = ("SEG", "RTDOSE")
 """Modalities of what is made from images, and has pixels too."""
 SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -65,6 +66,8 @@ class _Image:
     about: str
     flaw: str | None
     """Why its pixels cannot be used; the rest is then empty."""
+    damaged: bool = False
+    """The file must be mended or taken away, even where it may belong to another series."""
     shape: tuple[int, int] = (0, 0)
     """(H, W)"""
     position: tuple[float, ...] = ()
@@ -73,8 +76,10 @@ class _Image:
     """Along a row, and along a column."""
     spacing: tuple[float, float] = (1.0, 1.0)
     """(y, x) in mm"""
-    whole: bool = True
-    """Its numbers are whole, once they are scaled."""
+    thickness: float = np.nan
+    """mm from a slice to the next, as the header says; NaN where it does not."""
+    dtype: np.dtype | None = None
+    """Type of its numbers, once they are scaled."""
 
     @property
     def normal(self) -> np.ndarray:
@@ -96,42 +101,36 @@ class Series:
     """In ascending height."""
     place: np.ndarray
     """[4, 4], from (column, row, image, 1) to mm left, posterior, superior."""
+    spacing: np.ndarray
+    """[3], mm along these axes; the last one is NaN for a single image of unknown thickness."""
+    notes: tuple[str, ...]
 
     @property
     def uid(self) -> str:
         return self.images[0].series
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """(W, H, images); of a single image (W, H)."""
+    def sizes(self) -> tuple[int, int, int]:
+        """(W, H, images)"""
         height, width = self.images[0].shape
-        return (width, height, len(self.images)) if len(self.images) > 1 else (width, height)
+        return width, height, len(self.images)
 
     def look(self) -> Header:
-        whole = all(image.whole for image in self.images)
-        dtype = np.dtype(np.int32 if whole else np.float32)
-        return header_of(orientation.shape(self.sizes, 1, self.place), dtype)
+        dtype = np.result_type(*{image.dtype for image in self.images if image.dtype})
+        return header_of(orientation.shape(self.sizes, 1, self.place), dtype, self.notes)
 
     def read(self) -> Picture:
-        """A volume, or a slice where there is one image.
+        """The volume, of one slice where there is one image.
 
         Raises:
             DataError: naming the file that is damaged or cannot be decoded.
         """
-        first = _pixels(self.images[0])
-        check_claim(self.path, self.sizes, first.dtype)
-        values = np.stack([first, *map(_pixels, self.images[1:])])  # [images, H, W]
-        return orientation.picture(values.T.reshape(*self.sizes, 1), self.place, self._spacing)
-
-    @property
-    def _spacing(self) -> np.ndarray:
-        return np.linalg.norm(self.place[:3, : len(self.sizes)], axis=0)
+        values = np.stack([*map(_pixels, self.images)])  # [images, H, W]
+        return orientation.picture(values.T[..., None], self.place, self.spacing)
 
     def write_like(self, target: Path, maps: np.ndarray, *, classes: int = 1) -> Path:
         """Write maps of the picture as NIfTI in the series' own axes; arguments as `proseg.data.images.write_like`."""
-        path = target.with_name(f"{target.name}.nii.gz")
-        nifti.write(path, maps, self.sizes, self.place)
-        return path
+        return nifti.write(target, maps, self.sizes, self.place)
 
 
 def is_dicom_file(path: Path) -> bool:
@@ -168,11 +167,17 @@ def find_series(path: Path, wanted: Sequence[str] = ()) -> Series:
             raise DataError(f"{image.path}: {image.flaw}")
     _check_alike(chosen)
     ordered = _in_order(chosen)
-    place = _place(ordered)
-    series = Series(path, ordered, place)
-    orientation.check(path, place, series._spacing)
-    check_claim(path, series.sizes, np.dtype(np.int16))
+    place, spacing = _place(ordered)
+    beside = [image.path.name for image in images if image.damaged]
+    notes = (f"{len(beside)} damaged file(s) beside the series were left out, {beside[0]} the first",) if beside else ()
+    series = Series(path, ordered, place, spacing, notes)
+    orientation.check(path, place, spacing)
+    check_claim(path, series.sizes, series.look().dtype)
     return series
+
+
+claim = find_series
+"""By the name that all formats have in common."""
 
 
 # The files
@@ -191,17 +196,20 @@ def _header(path: Path) -> _Image | None:
     """None where the file holds no image."""
     from pydicom import dcmread
 
+    series = ""
     try:
         with opened(path) as file:
             if not is_dicom(file, path):
                 return None
             header = dcmread(file, stop_before_pixels=True, specific_tags=list(HEADER))
-            return _image(path, header)
+            series = _printable(header.get("SeriesInstanceUID", ""))
+            return _image(path, series, header)
     except Unusable as error:
-        raise DataError(f"{path}: {_printable(error)}; mend the file, or take it out of the folder") from None
+        flaw = f"{_printable(error)}; mend the file, or take it out of the folder"
+        return _Image(path, "", series, "", flaw, damaged=True)
 
 
-def _image(path: Path, header: "Dataset") -> _Image | None:
+def _image(path: Path, series: str, header: "Dataset") -> _Image | None:
     modality = _printable(header.get("Modality", ""))
     if header.get("Rows") is None:
         if _is_scan(header):
@@ -209,21 +217,31 @@ def _image(path: Path, header: "Dataset") -> _Image | None:
         return None
     if modality in NO_SCANS:
         return None
-    about = " ".join(f"{modality} {_printable(header.get('SeriesDescription') or '')}".split())
-    series = _printable(header.get("SeriesInstanceUID", ""))
     if not series:
         raise Unusable("its header has no SeriesInstanceUID, or was cut short")
+    about = " ".join(f"{modality} {_printable(header.get('SeriesDescription') or '')}".split())
     names = path, str(header.get("SOPInstanceUID", "")), series, about
     try:
         _check_usable(header)
         slope, intercept = rescaling(header)
     except Unusable as error:
         return _Image(*names, _printable(error))
+    stored = np.dtype(f"{'i' if header.get('PixelRepresentation') else 'u'}{int(header.BitsAllocated) // 8}")
     return _Image(
-        *names, None, (int(header.Rows), int(header.Columns)), _numbers(header, "ImagePositionPatient", 3),
-        _numbers(header, "ImageOrientationPatient", 6), pixel_spacing(header),
-        modality == "CT" or (slope.is_integer() and intercept.is_integer()),
-    )  # fmt: skip
+        *names,
+        None,
+        shape=(int(header.Rows), int(header.Columns)),
+        position=_numbers(header, "ImagePositionPatient", 3),
+        directions=_numbers(header, "ImageOrientationPatient", 6),
+        spacing=pixel_spacing(header),
+        thickness=_thickness(header),
+        dtype=scaled_dtype(stored, slope, intercept),
+    )
+
+
+def _thickness(header: "Dataset") -> float:
+    said = [abs(float(header.get(name) or 0)) for name in ("SpacingBetweenSlices", "SliceThickness")]
+    return next((mm for mm in said if 0 < mm < FARTHEST), np.nan)
 
 
 def _is_scan(header: "Dataset") -> bool:
@@ -292,6 +310,8 @@ def _chosen(path: Path, images: Sequence[_Image], wanted: Sequence[str]) -> list
         raise DataError(f"{path}: holds {len(named)} of the series that --series names; name one of each folder")
     if named:
         return series[named[0]]
+    if damaged := next((image for image in images if image.damaged), None):
+        raise DataError(f"{damaged.path}: {damaged.flaw}")
     # A series of which nothing can be used (a report that was photographed) is none to choose from.
     usable = {uid: found for uid, found in series.items() if any(image.flaw is None for image in found)} or series
     if wanted and (len(usable) > 1 or path.is_file()):
@@ -347,16 +367,16 @@ def _in_order(images: Sequence[_Image]) -> tuple[_Image, ...]:
     return tuple(ordered)
 
 
-def _place(images: Sequence[_Image]) -> np.ndarray:
-    """Where the volume lies; the images are alike and in order."""
+def _place(images: Sequence[_Image]) -> tuple[np.ndarray, np.ndarray]:
+    """Where the volume lies, and its spacing; the images are alike and in order."""
     first, last = images[0], images[-1]
     (y, x), directions = first.spacing, np.array(first.directions)
-    step = first.normal if len(images) == 1 else np.subtract(last.position, first.position) / (len(images) - 1)
-    place = np.eye(4)
-    place[:3, 0], place[:3, 1], place[:3, 2] = directions[:3] * x, directions[3:] * y, step
-    place[:3, 3] = first.position
-    _check_even(images, step)
-    return place
+    if len(images) == 1:
+        step = first.normal * (0 if np.isnan(first.thickness) else first.thickness)
+    else:
+        step = np.subtract(last.position, first.position) / (len(images) - 1)
+        _check_even(images, step)
+    return orientation.place_of([directions[:3] * x, directions[3:] * y, step], first.position)
 
 
 def _check_even(images: Sequence[_Image], step: np.ndarray) -> None:
@@ -386,16 +406,9 @@ def _pixels(image: _Image) -> np.ndarray:
             header = dcmread(file)
             if header.get("PixelData") is None:
                 raise Unusable("it has no PixelData, or was cut short")
-            values = hounsfield(header) if header.get("Modality") == "CT" else _scaled(header)
+            values = scaled(header.pixel_array, *rescaling(header))
     except Unusable as error:
         raise DataError(f"{image.path}: {_printable(error)}") from None
     if values.shape != image.shape:
         raise DataError(f"{image.path}: has pixels of shape {values.shape}, where its header says {image.shape}")
     return values
-
-
-def _scaled(header: "Dataset") -> np.ndarray:
-    """[H, W] as stored where that is what is meant, float32 otherwise."""
-    slope, intercept = rescaling(header)
-    stored = header.pixel_array
-    return stored if (slope, intercept) == (1.0, 0.0) else (stored * slope + intercept).astype(np.float32)

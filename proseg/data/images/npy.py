@@ -1,4 +1,8 @@
-"""NPY, and NPZ with one array: [H, W], a volume [D, H, W], or channels first [C, D, H, W]; never a pickle."""
+"""NPY, and NPZ with one array; never a pickle.
+
+Its axes are [H, W], [D, H, W] or [C, D, H, W], unless `axes` says otherwise; an array whose last axis looks like one of
+channels is refused without it.
+"""
 
 import io
 import struct
@@ -14,7 +18,8 @@ from typing import IO
 
 import numpy as np
 
-from proseg.data.images.picture import Header, Picture, check_claim, header_of
+from proseg.data.images.picture import MOST_CHANNELS, Header, Picture, check_claim, header_of
+from proseg.data.images.volumes import opened
 from proseg.errors import DataError
 
 DAMAGE: tuple[type[Exception], ...] = (
@@ -23,6 +28,8 @@ DAMAGE: tuple[type[Exception], ...] = (
 )  # fmt: skip
 """What numpy and zipfile raise over damaged bytes; the last two over encryption and unknown compression."""
 
+USUAL = {2: "yx", 3: "zyx", 4: "czyx"}
+"""The axes of an array, by their number."""
 MOST_HEADER = 10_000
 """Bytes; numpy parses no more."""
 
@@ -35,39 +42,81 @@ class _Claim:
     fortran: bool
     dtype: np.dtype
 
-    @property
-    def picture_shape(self) -> tuple[int, ...]:
-        """[C, H, W] or [C, D, H, W]"""
-        return self.shape if len(self.shape) == 4 else (1, *self.shape)
+
+@dataclass(frozen=True)
+class Array:
+    """A file; see `proseg.data.images.read` for `axes` and `mask`."""
+
+    path: Path
+    axes: str | None
+    mask: bool
+
+    def look(self) -> Header:
+        with _stream(self.path) as (stream, length):
+            claim = _claim(self.path, stream, length)
+        sizes = dict(zip(self._word(claim), claim.shape, strict=True))
+        shape = [sizes.get("c", 1), *([sizes["z"]] if "z" in sizes else []), sizes["y"], sizes["x"]]
+        return header_of(shape, claim.dtype, () if self.axes else _notes(claim.shape))
+
+    def read(self) -> Picture:
+        with _stream(self.path) as (stream, length):
+            claim = _claim(self.path, stream, length)
+            word = self._word(claim)
+            content = stream.read(length)
+            stream.read(1)  # an archive checks its sum at the end of a member, which must be asked for
+        values = np.frombuffer(content, claim.dtype).reshape(claim.shape, order="F" if claim.fortran else "C")
+        order = [word.index(axis) for axis in "tczyx" if axis in word]
+        pixels = values.transpose(order).reshape([claim.shape[axis] for axis in order if word[axis] != "t"])
+        pixels = pixels if "c" in word else pixels[None]
+        return Picture(pixels, None, "slice" if pixels.ndim == 3 else "volume")
+
+    def _word(self, claim: _Claim) -> str:
+        return _axes(self.path, claim.shape, self.axes, self.mask)
 
 
-def look(path: Path, file: IO[bytes]) -> Header:
-    with _stream(path, file) as (stream, length):
-        claim = _claim(path, stream, length)
-    return header_of(claim.picture_shape, claim.dtype)
+def _axes(path: Path, shape: tuple[int, ...], axes: str | None, mask: bool) -> str:
+    """The letter of each axis; raises DataError where they are not those of the array, or not clear."""
+    if axes is None:
+        *rest, rows, columns, last = 0, *shape
+        if len(shape) > 2 and last <= MOST_CHANNELS < min(rows, columns):
+            slices = "z" * (len(rest) > 1)
+            raise DataError(
+                f"{path}: has shape {shape}, whose axes can be read in two ways; say --axes {slices}yxc if the last "
+                f"one is channels, or --axes {'c' * (len(rest) > 1)}zyx if it is columns"
+            )
+        return USUAL[len(shape)]
+    word = axes.replace("c", "") if mask and len(axes) == len(shape) + 1 else axes
+    if len(word) != len(shape):
+        raise DataError(f"{path}: has {len(shape)} axes of the sizes {shape}, but --axes {axes} names {len(axes)}")
+    if "t" in word and shape[word.index("t")] > 1:
+        raise DataError(f"{path}: holds {shape[word.index('t')]} points in time; save each as a file of its own")
+    return word
 
 
-def read(path: Path, file: IO[bytes]) -> Picture:
-    with _stream(path, file) as (stream, length):
-        claim = _claim(path, stream, length)
-        content = stream.read(length)
-        stream.read(1)  # an archive checks its sum at the end of a member, which must be asked for
-    values = np.frombuffer(content, claim.dtype).reshape(claim.shape, order="F" if claim.fortran else "C")
-    pixels = values.reshape(claim.picture_shape)
-    return Picture(pixels, None, "slice" if pixels.ndim == 3 else "volume")
+def _notes(shape: tuple[int, ...]) -> tuple[str, ...]:
+    """What was read in one of two ways."""
+    sizes = " x ".join(map(str, shape[-2:]))
+    if len(shape) == 3 and shape[0] <= MOST_CHANNELS < min(shape[1:]):
+        return (f"read as {shape[0]} slices of {sizes}; --axes cyx would make them channels",)
+    if len(shape) == 4 and shape[1] <= MOST_CHANNELS < shape[0]:
+        return (f"read as {shape[0]} channels of {shape[1]} slices of {sizes}; --axes zcyx would turn that round",)
+    return ()
 
 
 @contextmanager
-def _stream(path: Path, file: IO[bytes]) -> Iterator[tuple[IO[bytes], int]]:
+def _stream(path: Path) -> Iterator[tuple[IO[bytes], int]]:
     """The bytes of the one array, and how many there are."""
     if path.suffix.lower() == ".npy":
-        yield file, path.stat().st_size
+        with opened(path) as file:
+            yield file, path.stat().st_size
         return
-    with zipfile.ZipFile(file) as archive:
+    with opened(path) as file, zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         if len(members) != 1:
             names = ", ".join(member.filename for member in members[:5]) or "none"
             raise DataError(f"{path}: an archive must hold one array, it holds {len(members)} ({names})")
+        if members[0].flag_bits & 1:
+            raise DataError(f"{path}: not supported: an encrypted archive; save it without a password")
         with archive.open(members[0]) as stream:
             yield stream, members[0].file_size
 
@@ -103,4 +152,4 @@ def _parsed(header: bytes) -> _Claim:
         return _Claim(*np.lib.format.read_array_header_1_0(stream))
     if version == (2, 0):
         return _Claim(*np.lib.format.read_array_header_2_0(stream))
-    raise ValueError(f"version {version} of the format")
+    raise NotImplementedError(f"version {version} of the format")

@@ -1,21 +1,17 @@
-"""NRRD in one file: two or three axes in space, and one of channels at most.
+"""NRRD in one file, or a header (NHDR) beside its file of pixels: two or three axes in space, and one of channels at
+most. pynrrd understands the header."""
 
-pynrrd understands the header; what is packed is unpacked here, and no further than the header says.
-"""
-
-import bz2
 import math
 import struct
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import nrrd
 import numpy as np
 
 from proseg.data.images import orientation
-from proseg.data.images.picture import Header, Picture, check_claim, header_of
+from proseg.data.images.volumes import MM, Claim, Geometry, beside, opened
 from proseg.errors import DataError
 
 DAMAGE: tuple[type[Exception], ...] = (
@@ -43,100 +39,69 @@ IN_SPACE = ("domain", "space")
 """Kinds of axes."""
 ABOUT_SPACE = ("space", "space dimension", "space origin", "space units")
 """Fields of the header that do not speak of one axis."""
-MM = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "μm": 0.001}
 
 
-@dataclass(frozen=True, eq=False)
-class _Claim:
+PACKING = {"raw": "", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"}
+"""By the names of encodings."""
+
+
+def claim(path: Path) -> Claim:
     """What the header says."""
-
-    header: dict[str, Any]
-    sizes: tuple[int, ...]
-    """Of all axes, in the file's order."""
-    dtype: np.dtype
-    spatial: tuple[int, ...]
-    """The axes in space."""
-    place: np.ndarray | None
-    spacing: np.ndarray | None
-
-    @property
-    def channel_axis(self) -> int | None:
-        return next((axis for axis in range(len(self.sizes)) if axis not in self.spatial), None)
-
-    @property
-    def channels(self) -> int:
-        return 1 if self.channel_axis is None else self.sizes[self.channel_axis]
-
-
-def look(path: Path, file: IO[bytes]) -> Header:
-    claim = _claim(path, file)
-    sizes = tuple(claim.sizes[axis] for axis in claim.spatial)
-    return header_of(orientation.shape(sizes, claim.channels, claim.place), claim.dtype)
-
-
-def read(path: Path, file: IO[bytes]) -> Picture:
-    claim = _claim(path, file)
-    wanted = math.prod(claim.sizes) * claim.dtype.itemsize
-    content = _unpacked(path, file, claim.header["encoding"], wanted)
-    if len(content) != wanted:
-        longer = "more" if len(content) > wanted else f"{len(content)}"
-        raise DataError(f"{path}: the file is damaged: its header asks for {wanted} bytes of pixels, it has {longer}")
-    values = np.frombuffer(content, claim.dtype).reshape(claim.sizes, order="F")
-    values = values[..., None] if claim.channel_axis is None else np.moveaxis(values, claim.channel_axis, -1)
-    return orientation.picture(values, claim.place, claim.spacing)
+    with opened(path) as file:
+        header = dict(nrrd.read_header(file))
+        offset: int | None = file.tell()
+    named = header.get("data file", header.get("datafile"))
+    data, offset = (path, offset) if named is None else (beside(path, str(named)), 0)
+    packing = PACKING.get(header["encoding"].lower())
+    if packing is None:
+        raise DataError(f"{path}: the encoding {header['encoding']} is not supported; save it as raw or gzip")
+    lines, skipped = (int(header.get(f"{one} skip", header.get(f"{one}skip", 0))) for one in ("line", "byte"))
+    if lines or skipped < -1 or (skipped and packing):
+        raise DataError(f"{path}: asks to skip lines or packed bytes before its pixels, which is not supported")
+    sizes = tuple(int(size) for size in header["sizes"])
+    spatial = _spatial_axes(path, header, len(sizes))
+    times = [kind for kind in header.get("kinds", ()) if str(kind).lower() == "time"]
+    return Claim(
+        path,
+        sizes,
+        _dtype(path, header),
+        spatial,
+        _geometry(header, spatial),
+        data,
+        None if skipped == -1 else offset + skipped,
+        packing,
+        notes=("the axis of time is read as channels",) if times else (),
+    )
 
 
-def write_like(target: Path, maps: np.ndarray, like: Path, file: IO[bytes]) -> None:
+def files(path: Path) -> tuple[Path, ...]:
+    """The file, and that of its pixels where they lie elsewhere."""
+    return path, claim(path).data
+
+
+def write_like(target: Path, maps: np.ndarray, like: Path) -> Path:
     """Maps of a picture in the geometry of the file that it came from: its axes, directions, origin and units.
 
     Args:
+        target: without a suffix.
         maps: [K, D, H, W] or [K, H, W] in the picture's axes; one map gets no axis of its own, several the last one.
-        like: the picture's file, which `file` has been opened from.
+        like: the picture's file.
     """
-    claim = _claim(like, file)
-    values = orientation.turned_back(maps, tuple(claim.sizes[axis] for axis in claim.spatial), claim.place)
+    of_file, path = claim(like), target.with_name(f"{target.name}.nrrd")
+    with opened(like) as file:
+        said = dict(nrrd.read_header(file))
+    values = of_file.turned_back(maps)
     several = len(maps) > 1
-    header = {key: claim.header[key] for key in ABOUT_SPACE if key in claim.header}
-    if "space directions" in claim.header:
-        rows = _directions(claim.header)
-        directions = [np.asarray(rows[axis]) for axis in claim.spatial]
+    header = {key: said[key] for key in ABOUT_SPACE if key in said}
+    if "space directions" in said:
+        rows = _directions(said)
+        directions = [np.asarray(rows[axis]) for axis in of_file.spatial]
         header["space directions"] = np.array(directions + [np.full_like(directions[0], np.nan)] * several)
-    elif "spacings" in claim.header:
-        header["spacings"] = [float(claim.header["spacings"][axis]) for axis in claim.spatial] + [math.nan] * several
-    header["kinds"] = ["domain"] * len(claim.spatial) + ["list"] * several
-    nrrd.write(str(target), values if several else values[..., 0], header)
-
-
-def _unpacked(path: Path, file: IO[bytes], encoding: str, wanted: int) -> bytes:
-    """What stands behind the header, one byte more than is wanted at most."""
-    match encoding.lower():
-        case "raw":
-            return file.read(wanted + 1)
-        case "gzip" | "gz":
-            unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
-        case "bzip2" | "bz2":
-            unpacker = bz2.BZ2Decompressor()
-        case _:
-            raise DataError(f"{path}: its pixels are encoded as {encoding}; save it as raw or gzip")
-    content = unpacker.decompress(file.read(), wanted + 1)
-    if len(content) <= wanted and not unpacker.eof:  # only there is the sum of all bytes compared
-        raise DataError(f"{path}: the file is cut short")
-    return content
-
-
-def _claim(path: Path, file: IO[bytes]) -> _Claim:
-    header = dict(nrrd.read_header(file))
-    if "data file" in header or "datafile" in header:
-        raise DataError(f"{path}: its pixels lie in another file; save header and pixels as one .nrrd")
-    if any(int(header.get(key, 0)) for key in ("line skip", "lineskip", "byte skip", "byteskip")):
-        raise DataError(f"{path}: asks to skip lines or bytes before its pixels, which is not done; save it anew")
-    sizes = tuple(int(size) for size in header["sizes"])
-    dtype = _dtype(path, header)
-    check_claim(path, sizes, dtype)
-    spatial = _spatial_axes(path, header, len(sizes))
-    place, spacing = _place(header, spatial)
-    orientation.check(path, place, spacing)
-    return _Claim(header, sizes, dtype, spatial, place, spacing)
+    elif "spacings" in said:
+        header["spacings"] = [float(said["spacings"][axis]) for axis in of_file.spatial] + [math.nan] * several
+    header["kinds"] = ["domain"] * len(of_file.spatial) + ["list"] * several
+    nrrd.write(str(path), values if several else values[..., 0], header)
+    return path
 
 
 def _dtype(path: Path, header: dict[str, Any]) -> np.dtype:
@@ -169,24 +134,18 @@ def _directions(header: dict[str, Any]) -> list[np.ndarray | None]:
     return [None if row is None or np.isnan(row).all() else row for row in rows]
 
 
-def _place(header: dict[str, Any], spatial: tuple[int, ...]) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _geometry(header: dict[str, Any], spatial: tuple[int, ...]) -> Geometry:
     """Where the axes lie, if the space is anatomical, and the spacing along them."""
     if "space directions" not in header:
         spacings = header.get("spacings")
         if spacings is None or np.isnan([spacings[axis] for axis in spatial]).any():
-            return None, None
-        return None, np.array([float(spacings[axis]) for axis in spatial])
+            return Geometry(None, None)
+        return Geometry(None, np.array([float(spacings[axis]) for axis in spatial]))
     directions = _directions(header)
     unit = MM.get(str((header.get("space units") or ["mm"])[0]), 1.0)
     columns = [np.asarray(directions[axis]) * unit for axis in spatial]
-    spacing = np.array([np.linalg.norm(column) for column in columns])
     signs = TO_LPS.get(str(header.get("space", "")).lower())
     if signs is None or len(columns[0]) != 3:
-        return None, spacing
-    place = np.eye(4)
-    place[:3, : len(columns)] = np.transpose(columns)
-    if len(columns) == 2:  # a single slice, which has no third direction of its own
-        place[:3, 2] = np.cross(columns[0], columns[1]) / np.prod(spacing)
-    place[:3, 3] = np.asarray(header.get("space origin", np.zeros(3)), float) * unit
-    place[:3] *= np.array(signs)[:, None]
-    return place, spacing
+        return Geometry(None, np.linalg.norm(columns, axis=1))
+    origin = np.asarray(header.get("space origin", np.zeros(3)), float) * unit
+    return Geometry(*orientation.place_of([column * signs for column in columns], origin * signs))

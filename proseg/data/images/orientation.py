@@ -1,10 +1,13 @@
 """From the axes of a file to those of the store.
 
 Volumes are turned (by whole axes, nothing is resampled) so that slices lie from the feet up, rows run from front to
-back, and columns from the patient's right to the left: what a radiologist sees, and what DICOM calls LPS. A single
-slice stays as it lies, rows along the file's second axis.
+back, and columns from the patient's right to the left: what a radiologist sees, and what DICOM calls LPS. A volume of
+one slice, along whichever axis of the file, lies as DICOM shows such a slice: an axial one as the slices of other
+volumes, a sagittal one with columns to the back and rows to the feet, a coronal one with columns to the left and rows
+to the feet. What has two axes only stays as it lies, rows along the file's second axis.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,8 @@ TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """From mm right, anterior, superior."""
 STRAIGHT = np.array([[0, 1], [1, 1], [2, 1]])
 """nibabel's orientation of a volume that needs no turning."""
+AS_SHOWN = (np.array([[2, 1], [0, 1], [1, -1]]), np.array([[0, 1], [2, 1], [1, -1]]), STRAIGHT)
+"""Of a single slice across L, P or S: which of (x, y, z) each of L, P and S becomes, and with which sign."""
 
 
 def picture(values: np.ndarray, place: np.ndarray | None, spacing: np.ndarray | None) -> Picture:
@@ -25,12 +30,13 @@ def picture(values: np.ndarray, place: np.ndarray | None, spacing: np.ndarray | 
     Args:
         values: [x, y, C] or [x, y, z, C], the file's axes in its order, then channels.
         place: [4, 4], from (x, y, z, 1) to mm left, posterior, superior; None where it is not known.
-        spacing: mm along the file's axes; None where it is not known.
+        spacing: mm along the file's axes, NaN where it is not known; None where none of it is.
     """
-    turn = None
-    if place is not None and _is_turned(values.shape[:-1]):
-        turn = io_orientation(place)
-        values, place, spacing = _turned(values, place, turn)
+    turn = _turn(values.shape[:-1], place)
+    if turn is not None:
+        place = place @ inv_ornt_aff(turn, values.shape[:3])
+        values = apply_orientation(values, turn)
+        spacing = None if spacing is None else spacing[np.argsort(turn[:, 0])]
     pixels = values.transpose(*range(values.ndim)[::-1])
     return Picture(
         pixels,
@@ -43,9 +49,9 @@ def picture(values: np.ndarray, place: np.ndarray | None, spacing: np.ndarray | 
 
 def shape(sizes: tuple[int, ...], channels: int, place: np.ndarray | None) -> tuple[int, ...]:
     """[C, H, W] or [C, D, H, W] that `picture` will have, from the file's sizes along (x, y) or (x, y, z)."""
-    if place is not None and _is_turned(sizes):
-        axes = io_orientation(place)[:, 0].astype(int)
-        sizes = tuple(sizes[i] for i in np.argsort(axes))
+    turn = _turn(sizes, place)
+    if turn is not None:
+        sizes = tuple(sizes[axis] for axis in np.argsort(turn[:, 0]))
     return (channels, *sizes[::-1])
 
 
@@ -53,9 +59,8 @@ def turned_back(maps: np.ndarray, sizes: tuple[int, ...], place: np.ndarray | No
     """The inverse of `picture`, to the very voxel: [K, D, H, W] or [K, H, W] in the store's axes to [x, y, z, K] or
     [x, y, K] in the file's, whose sizes in space and whose place these are."""
     values = maps.transpose(*range(maps.ndim)[::-1])
-    if place is None or not _is_turned(sizes):
-        return values
-    return apply_orientation(values, ornt_transform(STRAIGHT, io_orientation(place)))
+    turn = _turn(sizes, place)
+    return values if turn is None else apply_orientation(values, ornt_transform(STRAIGHT, turn))
 
 
 def sizes_in_file(picture: Picture) -> tuple[int, ...]:
@@ -76,21 +81,43 @@ def spans(picture: Picture, of_file: tuple[tuple[int, int], ...]) -> tuple[tuple
     return found[2], found[1], found[0]
 
 
+def place_of(
+    columns: Sequence[np.ndarray] | np.ndarray, origin: Sequence[float] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where axes lie, and the spacing along them.
+
+    Args:
+        columns: mm left, posterior, superior from a voxel to the next one along each axis of a file. Where the third
+            is missing or zero (a single slice of unknown thickness) it is upright to the others and 1 mm long.
+        origin: [3], the middle of the first voxel.
+
+    Returns:
+        [4, 4], from (x, y, z, 1) to mm; and mm along as many axes as there are columns, NaN where one is zero.
+    """
+    place, spacing = np.eye(4), np.linalg.norm(columns, axis=1)
+    place[:3, : len(columns)], place[:3, 3] = np.transpose(columns), origin
+    if not place[:3, 2].any() or len(columns) == 2:
+        normal = np.cross(columns[0], columns[1])
+        place[:3, 2] = normal / (np.linalg.norm(normal) or 1.0)
+        spacing[2:] = np.nan
+    return place, spacing
+
+
 def check(path: Path, place: np.ndarray | None, spacing: np.ndarray | None) -> None:
-    """Raises DataError where they make no sense."""
+    """Raises DataError where they make no sense; only the thickness of a slice may be unknown (NaN)."""
     if place is not None and (not np.isfinite(place).all() or np.linalg.matrix_rank(place) < 4):
         raise DataError(f"{path}: the directions of its axes make no sense: {place[:3, :3].tolist()}")
-    if spacing is not None and (not np.isfinite(spacing).all() or min(spacing) <= 0):
+    if spacing is not None and not all(0 < mm < np.inf or (np.isnan(mm) and axis == 2)
+                                       for axis, mm in enumerate(spacing)):  # fmt: skip
         raise DataError(f"{path}: its spacing is {list(map(float, spacing))}; expected positive numbers, in mm")
 
 
-def _is_turned(sizes: tuple[int, ...]) -> bool:
-    """Whether axes of these sizes are those of a volume; a single slice stays as it lies."""
-    return len(sizes) == 3 and sizes[2] > 1
-
-
-def _turned(
-    values: np.ndarray, place: np.ndarray, turn: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    place = place @ inv_ornt_aff(turn, values.shape[:3])
-    return apply_orientation(values, turn), place, np.linalg.norm(place[:3, :3], axis=0)
+def _turn(sizes: tuple[int, ...], place: np.ndarray | None) -> np.ndarray | None:
+    """[3, 2], nibabel's orientation by which a volume of these sizes is turned; None where it stays as it lies."""
+    if place is None or len(sizes) != 3:
+        return None
+    turn = io_orientation(place).astype(int)
+    if sizes.count(1) != 1:
+        return turn
+    shown = AS_SHOWN[turn[sizes.index(1), 0]][turn[:, 0]]
+    return np.column_stack([shown[:, 0], shown[:, 1] * turn[:, 1]])

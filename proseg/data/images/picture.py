@@ -14,6 +14,8 @@ MOST_BYTES = 2 * 2**30
 """Pixels of one file as it stores them: 1000 slices of 1024 x 1024 in 16 bits. A header that claims more is taken for
 damaged, or for that of a bomb, before anything is decompressed."""
 
+MOST_CHANNELS = 4
+"""An axis that is no longer may well be one of channels."""
 NUMERIC_KINDS = "fiub"
 """numpy dtype kinds: float, signed and unsigned integer, bool."""
 
@@ -32,7 +34,6 @@ class Header:
     width: int
     dtype: np.dtype
     """Type of the pixels, once scaled as the file asks."""
-
     notes: tuple[str, ...] = ()
     """Sentences of what was taken in one of two ways, ignored or repaired."""
 
@@ -49,7 +50,7 @@ class Picture:
     pixels: np.ndarray
     """[C, H, W], or [C, D, H, W] of a volume, scaled as the file asks; numbers or bool, all of them finite."""
     spacing: Spacing | None
-    """(z, y, x) in mm; None where the file does not say."""
+    """(z, y, x) in mm, NaN along an axis of which it is not known; None where the file does not say."""
     kind: Kind
     grid: np.ndarray | None = None
     """[4, 4]: takes (z, y, x, 1) of a pixel to mm left, posterior, superior; None where the file does not say."""
@@ -78,7 +79,28 @@ def check_claim(path: Path, shape: Sequence[int], dtype: np.dtype) -> None:
         )
 
 
-def header_of(picture_shape: Sequence[int], dtype: np.dtype) -> Header:
-    """Of pixels [C, H, W] or [C, D, H, W]."""
+def header_of(picture_shape: Sequence[int], dtype: np.dtype, notes: Sequence[str] = ()) -> Header:
+    """The header of pixels [C, H, W] or [C, D, H, W]."""
     channels, *depth, height, width = map(int, picture_shape)
-    return Header(channels, depth[0] if depth else None, height, width, np.dtype(dtype))
+    return Header(channels, depth[0] if depth else None, height, width, np.dtype(dtype), tuple(notes))
+
+
+def scaled_dtype(dtype: np.dtype, slope: float, intercept: float) -> np.dtype:
+    """The type that `scaled` gives, but for whole numbers beyond int32, which become float32."""
+    if (slope, intercept) == (1.0, 0.0):
+        return dtype
+    whole = dtype.kind in "iub" and slope.is_integer() and intercept.is_integer()
+    return np.dtype(np.int32 if whole else np.float32)
+
+
+def scaled(values: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+    """The numbers that a file means, `values * slope + intercept`, computed in 64 bits."""
+    dtype = scaled_dtype(values.dtype, slope, intercept)
+    if (slope, intercept) == (1.0, 0.0):
+        return values
+    meant = values.astype(np.float64)
+    with np.errstate(over="ignore"):  # what is not finite is reported by who reads the file
+        meant *= slope
+        meant += intercept
+        fits = dtype.kind == "i" and max(-meant.min(), meant.max()) < 2**31
+        return meant.astype(np.int32 if fits else np.float32)

@@ -39,6 +39,8 @@ BYTES_AT_ONCE = 2**26
 LABEL = "images of one's own"
 EACH_ITS_OWN = "each image taken for a patient of its own"
 LICENCE = "not stated"
+ARRAYS = (".npy", ".npz", ".tif", ".tiff")
+"""Suffixes of files whose axes a user may name."""
 SAME_SPACING = 0.01
 """Share by which the spacing that a user names may differ from that of the file."""
 
@@ -173,10 +175,12 @@ def _inventory(path: Path, choices: Choices) -> Inventory:
 
 def _headers(found: Inventory, choices: Choices, notes: Counter[str]) -> tuple[list[Header], Kind]:
     """Headers of the images, and whether they are slices or volumes; the masks' headers fit them."""
+    if choices.axes is not None and not any(file.suffix.lower() in ARRAYS for file in found.files):
+        raise DataError(f"--axes {choices.axes}: all files say by themselves what their axes are; leave it out")
     headers, faults = [], Faults()
     for entry in found.entries:
         with faults.caught():
-            each = [images.look(path, axes=choices.axes) for path in entry.images]
+            each = [images.look(path, axes=_axes(path, choices.axes)) for path in entry.images]
             headers.append(joined_header([*map(str, entry.images)], each, f"{entry.where}: "))
             notes.update(headers[-1].notes)
     faults.check()
@@ -187,11 +191,16 @@ def _headers(found: Inventory, choices: Choices, notes: Counter[str]) -> tuple[l
         for rater, path in zip(found.raters, entry.masks, strict=True):
             if path is not None:
                 with faults.caught():
-                    mask = images.look(path, axes=choices.axes, mask=True)
+                    mask = images.look(path, axes=_axes(path, choices.axes), mask=True)
                     _check_mask(_where(path, rater, entry), mask, entry, image)
                     notes.update(mask.notes)
     faults.check()
     return headers, unit
+
+
+def _axes(path: Path, axes: str | None) -> str | None:
+    """What is said of the axes, for files that do not say it themselves."""
+    return axes if path.suffix.lower() in ARRAYS else None
 
 
 def _check_mask(where: str, mask: Header, entry: Entry, image: Header) -> None:
@@ -315,7 +324,7 @@ def _slices(entry: Entry, reading: Reading) -> tuple[list[Slice], int]:
 
 def _picture(entry: Entry, reading: Reading) -> Picture:
     """The image, its channels put together."""
-    each = [images.read(path, axes=reading.axes) for path in entry.images]
+    each = [images.read(path, axes=_axes(path, reading.axes)) for path in entry.images]
     return joined([*map(str, entry.images)], each, f"{entry.where}: ")
 
 
@@ -366,7 +375,7 @@ def _masks(entry: Entry, picture: Picture, reading: Reading) -> tuple[np.ndarray
             continue
         where = _where(path, reading.raters[place], entry)
         with faults.caught():
-            mask = images.read(path, axes=reading.axes, mask=True)
+            mask = images.read(path, axes=_axes(path, reading.axes), mask=True)
             check_place(where, picture, mask, str(entry.images[0]))
             masks[place] = reading.masks.labels(where, with_depth(mask.pixels)[0])
             present[place] = not reading.masks.empty_is_missing or masks[place].any()
