@@ -139,6 +139,8 @@ def launch(
         from orchestrator.session import joined
         from orchestrator.stores import check_store, is_own
         from orchestrator.workspace import workspace
+        from proseg.data.raters import rare_raters
+        from proseg.data.store import Store
 
         home = workspace()
         if not dry_run and not is_own(home):
@@ -155,7 +157,7 @@ def launch(
                 meanwhile=(lambda study: None) if dry_run else ready,
             )  # fmt: skip
             if dry_run:
-                render.plan(planned, as_json=as_json)
+                render.plan(planned, rare_raters(Store(planned.data.folder)), as_json=as_json)
                 return
             created = create(planned, home, study, time.time())
             _run(created, home, address=address, verbose=verbose, as_json=as_json)

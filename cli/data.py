@@ -130,6 +130,8 @@ def _tell(prepared: "Prepared", source: str, name: str, *, as_json: bool) -> Non
 
 
 def _summary(store: "Store") -> list[str]:
+    from proseg.data.raters import rare_raters
+
     m = store.manifest
     raters = f"{m.raters} raters" + (f" ({', '.join(m.rater_names)})" if m.rater_names else "")
     lines = [
@@ -137,7 +139,7 @@ def _summary(store: "Store") -> list[str]:
         f"{m.slices} slices of {m.height} x {m.width} in {m.channels} channel(s), of {m.volumes} volumes of "
         f"{m.patients} patients, by {raters}",
     ]
-    lines += m.notes
+    lines += (*m.notes, *rare_raters(store))
     if m.clipped:
         lines.append(f"{m.clipped} pixels beyond -32768 to 32767 were clipped")
     if m.skipped:

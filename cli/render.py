@@ -106,8 +106,8 @@ def _between(low: float, high: float, shown: Callable[[float], str]) -> str:
     return shown(high) if shown(low) == shown(high) else f"{shown(low)} to {shown(high)}"
 
 
-def plan(study: "Study", *, as_json: bool) -> None:
-    """What a launch would do."""
+def plan(study: "Study", warnings: Sequence[str], *, as_json: bool) -> None:
+    """What a launch would do, and what is odd in its data."""
     resources, quote = study.resources, study.quote
     assert quote is not None
     if as_json:
@@ -117,7 +117,7 @@ def plan(study: "Study", *, as_json: bool) -> None:
             "points": [point.model_dump() for point in study.points],
             "resources": {**resources.model_dump(), "cpus": resources.cpus, "gpus": resources.gpus,
                           "cpus_per_trial": resources.cpus_per_trial, "gpus_per_trial": resources.gpus_per_trial},
-            "data": study.data.model_dump(mode="json"),
+            "data": study.data.model_dump(mode="json"), "warnings": list(warnings),
             "confirm": study.space.confirm.model_dump() if study.finals else None,
             "final": [{"data": final.stage.data, "folds": final.folds, "epochs": final.stage.epochs,
                        "missing": final.missing} for final in study.finals],
@@ -140,6 +140,7 @@ def plan(study: "Study", *, as_json: bool) -> None:
                      f"{_and_second(study)} on the validation patients of fold {study.space.fold}",
         "data": f"{study.data.name}: {study.data.label}; {study.data.slices} slices, {study.data.patients} patients",
     }  # fmt: skip
+    rows |= {f"note {number}": text for number, text in enumerate(warnings, 1)}
     if study.finals and study.space.confirm.top > 1:
         confirm = study.space.confirm
         rows["confirmation"] = f"the best {confirm.top} are retrained {confirm.repeats} time(s) each and compared"

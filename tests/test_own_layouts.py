@@ -14,6 +14,7 @@ from proseg.data.case import Slice
 from proseg.data.kinds import Choices
 from proseg.data.own.identities import key
 from proseg.data.own.masks import Meaning
+from proseg.data.raters import rare_raters
 from proseg.data.source import prepare
 from proseg.errors import ConfigError, DataError, ManyFaults
 
@@ -338,6 +339,23 @@ def prepared_with(folder: Path, rows: list[dict[str, object]], second: int) -> s
     trained = [[store.rater_mask(row)[2] for row in store.rows(fold.train)] for fold in store.manifest.folds]
     assert all(map(any, trained))
     return ""
+
+
+def test_a_rater_who_annotated_little_is_told(tmp_path: Path, rows):
+    many = []
+    for number in range(30):
+        row = dict(rows[number % CASES]) | {"patient": f"P{number}", "mask_c": ""}
+        for column in ("image", "mask_a", "mask_b"):
+            row[column] = f"{number}/{row[column]}"
+            pixels = np.array(Image.open(tmp_path / rows[number % CASES][column]))
+            save(tmp_path / row[column], pixels + np.uint8(number) if column == "image" else pixels)
+        row["split"] = "train" if number < 24 else "val" if number < 27 else "test"
+        many.append(row)
+    many[3]["mask_c"] = save(tmp_path / "c.png", black_and_white(drawn(3, 2))).name
+    store = prepare(own.source(table(tmp_path / "m.csv", many), "mine", Choices()), tmp_path / "store")
+    assert rare_raters(store) == [
+        "rater 'c' annotated 1 of the 24 training slices of fold 0: little can be learnt of them"
+    ]
 
 
 # Masks
