@@ -546,7 +546,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
         lambda rows: rows[2].update(mask_ben="ben/p9.npy"), "{m}, row 4, mask_ben: there is no file {d}/ben/p9.npy"),
     "a folder": (lambda rows: rows[2].update(image="images"), "{m}, row 4, image: {d}/images is of an unknown type"),
     "another type": (
-        lambda rows: rows[2].update(image="a.jpg"), "{m}, row 4, image: {d}/a.jpg is of an unknown type; images"),
+        lambda rows: rows[2].update(image="a.txt"), "{m}, row 4, image: {d}/a.txt is of an unknown type; images"),
     "an empty image cell": (lambda rows: rows[2].update(image=""), "{m}, row 4: the cell of column 'image' is empty"),
     "no patient": (lambda rows: rows[2].update(patient=" "), "{m}, row 4: the patient is not named"),
     "a climb": (
