@@ -528,7 +528,6 @@ def test_too_few_or_too_many_axes_are_refused(tmp_path: Path, shape: tuple[int, 
 
 
 def with_palette(path: Path, indices: np.ndarray, colours: list[tuple[int, int, int]]) -> Path:
-    image = Image.fromarray(indices.astype(np.uint8)).convert("P")
     image = Image.frombytes("P", indices.shape[::-1], indices.astype(np.uint8).tobytes())
     image.putpalette([value for colour in colours for value in colour])
     image.save(path)
@@ -546,6 +545,8 @@ def test_a_palette_is_indices_in_a_mask_and_colours_in_an_image(tmp_path: Path, 
     np.testing.assert_array_equal(read(path).pixels, np.array(colours)[INDICES].transpose(2, 0, 1))
     path = with_palette(tmp_path / name, INDICES, [(0, 0, 0), (70, 70, 70), (9, 9, 9)])
     np.testing.assert_array_equal(read(path).pixels, np.array([0, 70, 9])[INDICES][None])
+    shades = np.array([0, 70, 9]) if name == "a.gif" else np.arange(3)
+    np.testing.assert_array_equal(images.read(path, mask=True).pixels, shades[INDICES][None])
     path = with_palette(tmp_path / name, INDICES // 2, [(255, 255, 255), (0, 0, 0)])
     np.testing.assert_array_equal(images.read(path, mask=True).pixels, np.array([255, 0])[INDICES // 2][None])
 
@@ -601,6 +602,14 @@ def test_the_numbers_of_a_pgm_are_its_own(tmp_path: Path, most: int, plain: bool
     body = " ".join(map(str, values)).encode() if plain else values.astype(">u2" if most > 255 else "u1").tobytes()
     (tmp_path / "a.pgm").write_bytes(head + body)
     np.testing.assert_array_equal(read(tmp_path / "a.pgm").pixels[0, 0], values)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_levels_of_few_bits_are_their_own_numbers(tmp_path: Path, bits: int):
+    path = write_png(tmp_path / "a.png", bits=bits, colours=0, row=b"\0\x1b", width=8 // bits)
+    expected = [0, 1, 2, 3] if bits == 2 else [1, 11]
+    assert read(path).pixels.tolist() == [[expected]]
+    assert images.read(path, mask=True).pixels.tolist() == [[expected]]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -660,8 +669,9 @@ def write_png(path: Path, *, bits: int, colours: int, row: bytes, width: int = 2
 
 def test_an_animation_and_pages_of_different_sizes_are_refused(tmp_path: Path):
     frames = [Image.new("L", (3, 3), shade) for shade in (0, 9)]
-    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
-    assert "animation of 2 pictures" in refused(tmp_path / "a.png", look=True)
+    for name in ("a.png", "a.gif"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        assert "animation of 2 pictures" in refused(tmp_path / name, look=True)
     path = write_pages(tmp_path / "a.tif", [np.zeros((3, 3), np.uint8), np.zeros((3, 4), np.uint8)])
     assert "page 2 is" in refused(path, look=False)
 
@@ -756,8 +766,7 @@ def test_half_of_a_pair_of_files_is_refused(tmp_path: Path):
     nibabel.save(nibabel.Nifti1Pair(VOLUME.T, LPS), tmp_path / "a.hdr")
     (tmp_path / "a.hdr").rename(tmp_path / "a.nii")
     assert "pair of files" in refused(tmp_path / "a.nii", look=True)
-    with pytest.raises(DataError, match=r"a\.hdr: no such file"):
-        images.read(tmp_path / "a.img")
+    assert "its header, a.hdr, is not there" in refused(tmp_path / "a.img", look=True)
     nibabel.save(nibabel.AnalyzeImage(VOLUME.T, LPS), tmp_path / "b.hdr")
     assert "is an Analyze file, which does not say" in refused(tmp_path / "b.hdr", look=True)
 

@@ -415,11 +415,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "another file": (lambda path: path.write_bytes(b"x" * 9999), "not a DICOM file, or cut short"),
     "fewer pixels": (lambda path: rewrite(path, PixelData=bytes(1000)), "damaged"),
     "other bits": (lambda path: rewrite(path, BitsAllocated=17), "damaged"),
-    "not decodable": (decoded_elsewhere, "of a kind that cannot be decoded here"),
+    "not decodable": (decoded_elsewhere, "in a way that cannot be decoded here"),
     "deflated": (deflated, "deflated as a whole"),
     "no slope": (lambda path: rewrite(path, RescaleSlope=None), "it has no RescaleSlope"),
     "slope of nothing": (lambda path: rewrite(path, RescaleSlope="0"), "its RescaleSlope is 0"),
-    "too dense": (lambda path: rewrite(path, RescaleSlope="100"), "its pixels run from"),
+    "too dense": (lambda path: rewrite(path, RescaleSlope="1e9"), "its pixels run from"),
     "no position": (lambda path: rewrite(path, ImagePositionPatient=None), "no ImagePositionPatient"),
     "no series": (lambda path: rewrite(path, SeriesInstanceUID=None), "no SeriesInstanceUID"),
     "no orientation": (lambda path: rewrite(path, ImageOrientationPatient=None), "it has no ImageOrientationPatient"),
@@ -444,6 +444,16 @@ def test_a_bad_slice_is_named_and_left_out(one: Path, database: Path, scans: dic
     assert all(alike(*pair) for pair in zip(found, [each for each in expected if each.z != z], strict=True))
     assert any(complaint in text and ("000001.dcm" in text or "no image of" in complaint) for text in skipped), skipped
     assert sum(f"z = {z} mm" in text and PATIENTS[0] in text for text in skipped) == 1
+
+
+def test_what_int16_cannot_hold_is_clipped_and_counted(one: Path, database: Path):
+    source = lidc_dicom.source(one, selection="any", outline=True, database=database)
+    assert source.read(source.parts[0]).clipped == 0
+    rewrite(one / "000001.dcm", RescaleSlope="1000")
+    part = source.read(source.parts[0])
+    at_the_limits = sum(np.isin(each.image, (-32768, 32767)).sum() for each in part.slices)
+    assert part.clipped == at_the_limits > 0
+    assert not part.skipped
 
 
 def test_a_missing_series_is_named(one: Path, database: Path, scans: dict[str, Scan]):
@@ -502,9 +512,9 @@ def test_a_file_that_may_not_be_read_stops_it(one: Path, database: Path, monkeyp
 
     source = lidc_dicom.source(one, selection="any", outline=True, database=database)
     monkeypatch.setattr(Path, "open", locked)
-    with pytest.raises(DataError, match=r"000001\.dcm cannot be read \(Permission denied\)"):
+    with pytest.raises(DataError, match=r"000001\.dcm: cannot be read \(Permission denied\)"):
         source.read(source.parts[0])
-    with pytest.raises(DataError, match=r"000001\.dcm cannot be read \(Permission denied\)"):
+    with pytest.raises(DataError, match=r"000001\.dcm: cannot be read \(Permission denied\)"):
         lidc_dicom.source(one, selection="any", outline=True, database=database)
 
 

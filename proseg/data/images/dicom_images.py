@@ -312,4 +312,5 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         if error.errno is None:  # pydicom's own
             raise Unusable("damaged or cut short") from error
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        missing = isinstance(error, FileNotFoundError)
+        raise DataError(f"{path}: {'no such file' if missing else f'cannot be read ({error.strerror})'}") from error

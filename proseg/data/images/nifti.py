@@ -42,6 +42,8 @@ HALVES = {".hdr": ".img", ".img": ".hdr"}
 def claim(path: Path) -> Claim:
     """What the header of a file, or of a pair of which this is one, says."""
     named, pixels = files(path)
+    if path.exists() and not named.exists():
+        raise DataError(f"{path}: its header, {named.name}, is not there")
     header = _header(named)
     size, magic = int(header["sizeof_hdr"]), bytes(header["magic"])[:3].rstrip(b"\0")
     if magic[:2] == b"ni":

@@ -56,7 +56,7 @@ class Array:
             claim = _claim(self.path, stream, length)
         sizes = dict(zip(self._word(claim), claim.shape, strict=True))
         shape = [sizes.get("c", 1), *([sizes["z"]] if "z" in sizes else []), sizes["y"], sizes["x"]]
-        return header_of(shape, claim.dtype, () if self.axes else _notes(claim.shape))
+        return header_of(shape, claim.dtype, () if self.axes or self.mask else _notes(claim.shape))
 
     def read(self) -> Picture:
         with _stream(self.path) as (stream, length):

@@ -6,8 +6,8 @@ or both, they are, and `axes` has the last word. Pixels lie as they are stored: 
 is told of and not followed, since the masks beside it have none. Resolution tags are not read: they speak of paper more
 often than of tissue.
 
-As a mask, a palette gives its indices, but that of black and white its colours; colours that are all grey are one
-channel.
+As a mask, a palette gives its indices, but that of black and white, or of a GIF in grey levels, its colours; colours
+that are all grey are one channel.
 """
 
 import re
@@ -180,9 +180,12 @@ def _png_bits(file: IO[bytes]) -> int:
 
 
 def _most(image: ImageFile.ImageFile) -> int:
-    """Of a PPM or PGM, the number that stands for white."""
-    args = image.tile[0].args if image.tile else 255
-    return int(args[1]) if isinstance(args, tuple) and isinstance(args[1], int) and args[1] > 0 else 255
+    """The number that Pillow turns into white, 255 or 65535: of a PPM or PGM, and of grey levels of 2 or 4 bits."""
+    args = image.tile[0].args if image.tile else None
+    if image.format == "PPM":
+        return args[1] if isinstance(args, tuple) and isinstance(args[1], int) and args[1] > 0 else 255
+    bits = _tag(image, BITS, {"L;2": 2, "L;4": 4}.get(str(args), 8))
+    return 2**bits - 1 if image.mode == "L" and bits in (2, 4) else 255
 
 
 # Pages and axes
@@ -216,7 +219,7 @@ def _pages(path: Path, image: ImageFile.ImageFile, axes: str | None, mask: bool)
         return stated
     height, width = _size(image)[::-1]
     note = f"read as {count} slices of {height} x {width}; --axes cyx would make them channels"
-    return _Pages(1, count, notes=(note,) if count <= MOST_CHANNELS and bands == 1 else ())
+    return _Pages(1, count, notes=(note,) if count <= MOST_CHANNELS and bands == 1 and not mask else ())
 
 
 def _as_told(path: Path, axes: str, count: int, bands: int) -> _Pages:
@@ -306,9 +309,9 @@ def _dtype(image: ImageFile.ImageFile) -> np.dtype:
 def _stored(image: ImageFile.ImageFile) -> np.ndarray:
     """[H, W, bands] as the file has them."""
     turned = STORED.get(_tag(image, ORIENTATION, 1), lambda pixels: pixels)
-    most, dtype = _most(image) if image.format == "PPM" else 255, _dtype(image)
+    most, dtype = _most(image), _dtype(image)
     pixels = turned(np.array(image))
-    if image.format == "PPM" and most not in (255, 65535):  # Pillow stretches them
+    if most not in (255, 65535):  # Pillow stretches them
         pixels = np.rint(pixels * (most / (65535 if most > 255 else 255)))
     pixels = pixels.astype(dtype) if dtype.itemsize != 4 else pixels.view(dtype)
     return pixels if pixels.ndim == 3 else pixels[..., None]
@@ -340,9 +343,10 @@ def _mask_page(path: Path, image: ImageFile.ImageFile) -> np.ndarray:
     """[H, W, 1] of a mask."""
     pixels = _stored(image)
     if image.mode == "P":
-        colours = _palette(image)
-        grey = np.isin(colours, (0, 255)).all() and (colours == colours[:, :1]).all()
-        return colours[np.minimum(pixels, len(colours) - 1), 0] if grey and colours.any() else pixels
+        # A GIF has no other way to store grey levels.
+        shades = _palette(image)[:, 0]
+        as_shown = _bands(image) == 1 and shades.any() and (image.format == "GIF" or np.isin(shades, (0, 255)).all())
+        return shades[np.minimum(pixels, len(shades) - 1)] if as_shown else pixels
     if image.mode not in COLOURS:
         return pixels
     colours = pixels[..., : COLOURS[image.mode]]
