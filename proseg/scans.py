@@ -9,6 +9,7 @@ A table is a CSV file with a row for each image, in the columns of a training ma
 Paths are relative to the table's folder, or absolute. Other columns are ignored.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,6 +76,11 @@ class Point:
     """
 
     spans: tuple[tuple[int, int], ...]
+
+    @property
+    def slices(self) -> int:
+        """Number of slices that are meant."""
+        return math.prod(last - first + 1 for first, last in self.spans)
 
     def __str__(self) -> str:
         return ",".join(str(first) if first == last else f"{first}:{last}" for first, last in self.spans)

@@ -1,7 +1,7 @@
 """Prediction on image files: a fake model whose answer is known voxel by voxel, and a real one."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from proseg.config import TrainConfig
 from proseg.data import images
 from proseg.data.store import Store
 from proseg.errors import CheckpointError, DataError
-from proseg.exported import ExportedModel
+from proseg.exported import Asked, ExportedModel
 from proseg.figures import save
 from proseg.generate import binarise
 from proseg.methods import build
@@ -40,11 +40,15 @@ class Thresholds(ExportedModel):
     """Expert r draws what is brighter than its threshold; so does every sample. Several classes: the second one is
     what is brighter by 100."""
 
-    def drawn(self, tile: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    def bands(self, image: np.ndarray, asked: Asked) -> Iterator[tuple[int, np.ndarray]]:
+        maps = self.drawn(image, asked.samples)
+        yield 0, np.concatenate([maps, self.spread(image)]) if asked.draws else maps
+
+    def drawn(self, tile: np.ndarray, samples: int) -> np.ndarray:
         experts = np.stack([self._above(tile[0], threshold) for threshold in THRESHOLDS])
         return np.stack([*experts, *[self._above(tile[0], SAMPLE_THRESHOLD)] * samples, experts.mean(0)])
 
-    def spread(self, tile: np.ndarray, seed: int) -> np.ndarray:
+    def spread(self, tile: np.ndarray) -> np.ndarray:
         maps = self._above(tile[0], 0.0)
         return np.stack([tile[0] / 1000 * np.ones_like(maps), 0.25 * np.ones_like(maps)])
 
@@ -334,19 +338,18 @@ def test_tiles_overlap_and_count_least_at_their_borders():
     assert found.shares[0][0] == 1, "where there is no other tile"
 
 
-def test_tiles_give_a_pointwise_map_back():
-    image = np.random.default_rng(0).normal(size=(2, 45, 38)).astype(np.float32)
-    seen = []
+@pytest.mark.parametrize("cell", [1, 2])
+def test_tiles_give_pointwise_features_back(cell: int):
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 44, 38)).astype(np.float32))
+    seen = set()
 
-    def maps_of(tile: np.ndarray) -> np.ndarray:
-        seen.append(tile.shape)
-        return np.stack([tile, 2 * tile])
+    def features_of(tiles: torch.Tensor) -> torch.Tensor:
+        seen.add(tuple(tiles.shape[1:]))
+        return 2 * tiles[..., ::cell, ::cell]
 
-    whole = np.full((2, *image.shape), np.nan)
-    for top, band in tiled(maps_of, image, (16, 12)):
-        whole[..., top : top + band.shape[-2], :] = band
-    np.testing.assert_allclose(whole, np.stack([image, 2 * image]), atol=1e-5)
-    assert set(seen) == {(2, 16, 12)}, "every tile has the trained size"
+    whole = torch.cat([band for _, band in tiled(features_of, image, (16, 12), cell)], -2)
+    torch.testing.assert_close(whole, 2 * image[..., ::cell, ::cell], rtol=0, atol=1e-5)
+    assert seen == {(2, 16, 12)}, "every tile has the trained size"
 
 
 # Errors

@@ -3,7 +3,7 @@ tables, and points about which a crop is segmented."""
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from cli.app import app
 from proseg.config import TrainConfig
 from proseg.data.store import Store
 from proseg.errors import ConfigError, DataError
-from proseg.exported import ExportedModel
+from proseg.exported import Asked, ExportedModel
 from proseg.methods import build
 from proseg.predict import RECORD, predict
 from proseg.records import DATA
@@ -33,10 +33,14 @@ THRESHOLD = 10.0
 class Bright(ExportedModel):
     """Both experts draw what is brighter than a threshold; the maps are the intensities of the last channel."""
 
-    def drawn(self, tile: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    def bands(self, image: np.ndarray, asked: Asked) -> Iterator[tuple[int, np.ndarray]]:
+        maps = self.drawn(image, asked.samples)
+        yield 0, np.concatenate([maps, self.spread(image)]) if asked.draws else maps
+
+    def drawn(self, tile: np.ndarray, samples: int) -> np.ndarray:
         return np.stack([(tile[:1] > THRESHOLD).astype(np.float32)] * (samples + 3))
 
-    def spread(self, tile: np.ndarray, seed: int) -> np.ndarray:
+    def spread(self, tile: np.ndarray) -> np.ndarray:
         return np.stack([tile[-1:]] * 2)
 
 

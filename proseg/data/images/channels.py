@@ -32,7 +32,8 @@ def joined_header(names: Sequence[str], headers: Sequence[Header], where: str = 
         if shape_of(header) != shape_of(first):
             raise DataError(f"{where}{name} is {size_of(header)}, but {names[0]} is {size_of(first)}")
     dtype = np.result_type(*(header.dtype for header in headers))
-    return Header(len(headers), first.depth, first.height, first.width, dtype)
+    notes = tuple(dict.fromkeys(note for header in headers for note in header.notes))
+    return Header(len(headers), first.depth, first.height, first.width, dtype, notes)
 
 
 def joined(names: Sequence[str], pictures: Sequence[Picture], where: str = "") -> Picture:

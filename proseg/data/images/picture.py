@@ -32,6 +32,8 @@ class Header:
     width: int
     dtype: np.dtype
     """Type of the pixels, once scaled as the file asks."""
+    notes: tuple[str, ...] = ()
+    """Sentences of what was taken in one of two ways, ignored or repaired."""
 
     @property
     def whole(self) -> bool:
