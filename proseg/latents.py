@@ -70,11 +70,6 @@ class Lattice:
     rows: range
     """Of the larger z, those that are wanted; its columns are all wanted."""
 
-    def over(self, noise: torch.Tensor, width: int) -> torch.Tensor:
-        """[..., *size] -> [..., rows, width]"""
-        rows, columns = _mirrored(self.rows, self.size[0]), _mirrored(range(width), self.size[1])
-        return noise[..., rows[:, None], columns]
-
 
 def _mirrored(places: range, size: int) -> torch.Tensor:
     """Of each place along an axis, that within the size."""
@@ -98,7 +93,11 @@ def grid_noise(
     if lattice is not None:
         one = (*leading[1:], *noise_cells(*lattice.size, grid))
         drawn = torch.stack([torch.randn(one, device=device, generator=generator) for _ in range(leading[0])])
-        return lattice.over(upsampled(drawn, *lattice.size), width)
+        rows, columns = _mirrored(lattice.rows, lattice.size[0]), _mirrored(range(width), lattice.size[1])
+        if one[1:] == lattice.size:
+            return drawn[..., rows[:, None], columns]
+        down, across = (_upsampling(*sizes, device) for sizes in zip(lattice.size, one[1:], strict=True))
+        return down[rows] @ drawn @ across[columns].mT
     coarse = torch.randn((*leading, *noise_cells(height, width, grid)), device=device, generator=generator)
     return upsampled(coarse, height, width)
 
