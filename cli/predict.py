@@ -1,5 +1,6 @@
 """The command that segments image files with an exported model."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -43,6 +44,8 @@ def predict(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Segment images with an exported model: a mask of each expert, samples, mean and uncertainty."""
+    # The convolutions of tiles are short: threads that wait for each other must not burn what they wait for.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with user_errors():
         import proseg
         from proseg.errors import ConfigError

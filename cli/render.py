@@ -81,7 +81,8 @@ def track(*, quiet: bool = False) -> "Track":
     def tracked(items: Iterable[T], total: int, what: str) -> Iterable[T]:
         if quiet:
             return items
-        return _bar(_quoted(items, total), total, what) if err.is_terminal else _told(_quoted(items, total), total, what)
+        shown = _bar if err.is_terminal else _told
+        return shown(_quoted(items, total), total, what)
 
     return tracked
 

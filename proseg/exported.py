@@ -129,13 +129,16 @@ class ExportedModel:
         cell, reach, (height, width) = self.config.model.patch, self.model.reach, image.shape[-2:]
         pixels = normalise(torch.from_numpy(image.copy()), self.data["window"]).to(self.model.device)
         padded = F.pad(pixels, (0, -width % cell, 0, -height % cell), mode="replicate")
-        known = tuple(min(length // cell, -(-side // cell)) for length, side in zip(padded.shape[1:], tile, strict=True))
+        known = tuple(
+            min(length // cell, -(-side // cell)) for length, side in zip(padded.shape[1:], tile, strict=True)
+        )
         held, first, done = padded.new_empty(0), 0, 0  # features, the first row of them, and that which has no maps yet
         for top, band in tiled(self._features, padded, tile, cell):
             held = torch.cat([held, band], -2) if top else band
             end = first + held.shape[-2]
-            ready = end if end * cell >= height else end - reach
-            if end != ready and (ready - done) * cell * width < DECODED_ROWS:
+            last = end * cell >= height
+            ready = end if last else end - reach
+            if not last and (ready - done) * cell * width < DECODED_ROWS:
                 continue
             size = torch.Size((min(end * cell, height) - first * cell, width))
             maps = self._decoded(held[None], size, Lattice(known, range(first, end)), asked)

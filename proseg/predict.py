@@ -128,7 +128,9 @@ def predict(
         "device": str(model.model.device), "samples": samples, "seed": seed, "uncertainty_draws": draws,
         "tile": list(task.field.tile), "experts": dict(task.experts), "inputs": [],
     }  # fmt: skip
-    total = sum(scan.point.slices if scan.point else header.depth or 1 for scan, header in zip(scans, headers, strict=True))
+    total = sum(
+        scan.point.slices if scan.point else header.depth or 1 for scan, header in zip(scans, headers, strict=True)
+    )
     out = out.resolve()
     try:
         with whole_folder(out) as folder:

@@ -1,6 +1,7 @@
 """What a model is asked to segment: image files, DICOM series, files of one channel each, or a table of these.
 
-A table is a CSV file with a row for each image, in the columns of a training manifest (`proseg.data.own_manifest`):
+A table is a CSV or Parquet file with a row for each image, in the columns of a training manifest
+(`proseg.data.own_manifest`), in capitals or not:
 
     image             its file or DICOM folder; or, one for each channel, image_<channel> ... in any order
     name              optional: what the folder of its results is called
@@ -24,10 +25,14 @@ from proseg.data.images import orientation
 from proseg.data.images.channels import joined, joined_header
 from proseg.data.images.dicom_series import SUFFIXES, Series, find_series, is_dicom_file
 from proseg.data.images.picture import Header, Picture
-from proseg.data.own_manifest import IMAGE, read_csv
+from proseg.data.own_manifest import IMAGE, read_table
 from proseg.errors import DataError
 
-POINT = "X,Y of a slice or X,Y,Z of a volume, in voxels of the file counted from 0, as in 210,305,40 or 210,305,38:44"
+TABLES = (".csv", ".parquet")
+"""Suffixes."""
+POINT = (
+    "X,Y of a slice or X,Y,Z of a volume, in whole voxels of the file counted from 0, as in 210,305,40 or 210,305,38:44"
+)
 
 
 class Piece(Protocol):
@@ -106,8 +111,9 @@ class Point:
 
 
 def point(text: str, where: str = "--at") -> Point:
-    """The point that a person writes; raises DataError where it is none."""
-    found = [re.fullmatch(r"(\d{1,6})(?::(\d{1,6}))?", word.strip(), re.ASCII) for word in text.split(",")]
+    """The point that a person or a spreadsheet (13.0) writes; raises DataError where it is none."""
+    whole = r"(\d{1,6})(?:\.0*)?"
+    found = [re.fullmatch(f"{whole}(?::{whole})?", word.strip(), re.ASCII) for word in text.split(",")]
     spans = [(int(match[1]), int(match[2] or match[1])) for match in found if match]
     if len(spans) != len(found) or len(spans) not in (2, 3) or any(first > last for first, last in spans):
         raise DataError(f"{where} {text!r} is no point: write {POINT}")
@@ -185,7 +191,7 @@ def _check_series(scans: Sequence[Scan], wanted: Sequence[str]) -> None:
 
 def _found(text: str, channels: Sequence[str], series: Sequence[str]) -> Iterator[Scan]:
     path = Path(text)
-    if path.suffix.lower() == ".csv" and os.path.isfile(path):
+    if path.suffix.lower() in TABLES and os.path.isfile(path):
         yield from _rows(path, channels, series)
         return
     names = text.split(",") if "," in text and not os.path.exists(path) else [text]
@@ -232,11 +238,14 @@ def _check_order(paths: Sequence[Path], channels: Sequence[str]) -> None:
 
 
 def _rows(path: Path, channels: Sequence[str], series: Sequence[str]) -> Iterator[Scan]:
-    columns, rows = read_csv(path)
-    pick = _image_columns(path, columns, channels)
+    columns, rows = read_table(path)
+    if twice := next((one for one in columns if [*map(str.casefold, columns)].count(one.casefold()) > 1), None):
+        raise DataError(f"{path}: the column {twice!r} stands there twice")
+    pick = [name.casefold() for name in _image_columns(path, columns, channels)]
     if not rows:
         raise DataError(f"{path}: the table has no rows")
-    for number, row in rows.items():
+    for number, cells in rows.items():
+        row = {column.casefold(): cell for column, cell in cells.items()}
         where = f"{path}, row {number}"
         empty = next((column for column in pick if not row[column]), None)
         if empty is not None:
@@ -248,13 +257,13 @@ def _rows(path: Path, channels: Sequence[str], series: Sequence[str]) -> Iterato
 
 def _image_columns(path: Path, columns: Sequence[str], channels: Sequence[str]) -> list[str]:
     """Of the files of a row, in the model's order."""
-    each = [column for column in columns if column.startswith(f"{IMAGE}_")]
-    if (IMAGE in columns) == bool(each):
+    each = [column for column in columns if column.casefold().startswith(f"{IMAGE}_")]
+    if (IMAGE in map(str.casefold, columns)) == bool(each):
         raise DataError(f"{path}: expected a column {IMAGE!r}, or columns image_<channel>; found {', '.join(columns)}")
     if not each:
         return [IMAGE]
     wanted = [f"{IMAGE}_{channel}" for channel in channels] or each
-    if set(wanted) != set(each):
+    if {*map(str.casefold, wanted)} != {*map(str.casefold, each)}:
         raise DataError(f"{path}: has the columns {', '.join(each)}; the model takes {', '.join(wanted)}")
     return wanted
 

@@ -27,6 +27,7 @@ from proseg.overlay import View, overlay
 from proseg.predict import RECORD, labels, predict
 from proseg.records import DATA
 from proseg.tiles import cover, tiled
+from proseg.unet import fewest_pixels
 from tests.images import as_nobody, load, values, write_image, write_nifti, write_pages
 from tests.studies import random_export, tree
 
@@ -352,6 +353,70 @@ def test_tiles_give_pointwise_features_back(cell: int):
     assert seen == {(2, 16, 12)}, "every tile has the trained size"
 
 
+def seams(model: ExportedModel, monkeypatch: pytest.MonkeyPatch, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All maps of an image, decoded in bands as low as can be, and at once."""
+    found = []
+    for pixels in (1, 2**30):
+        monkeypatch.setattr("proseg.exported.DECODED_ROWS", pixels)
+        bands = [*model.bands(image, Asked(samples=3, draws=8))]
+        assert [top for top, _ in bands] == np.cumsum([0, *(maps.shape[-2] for _, maps in bands[:-1])]).tolist()
+        assert (len(bands) > 1) == (pixels == 1)
+        found.append(np.concatenate([maps for _, maps in bands], -2))
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"model.patch": 2}, {"model.z_grid": 3}, {"model.use_z": False}, {"method": "multihead_unet"}],
+    ids=str,
+)
+def test_the_bands_of_an_image_have_no_seams(
+    tmp_path: Path, tiny_config: TrainConfig, store: Store, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+):
+    model = proseg.load(random_export(tmp_path / "model", tiny_config.with_values(changes), store))
+    image = np.random.default_rng(0).normal(-300, 300, (1, 71, 37)).astype(np.float32)
+    banded, whole = seams(model, monkeypatch, image)
+    assert banded.shape == (2 + 3 + 1 + 2, 1, 71, 37)
+    np.testing.assert_allclose(banded, whole, atol=2e-5)
+
+
+def test_an_image_alike_everywhere_is_segmented_alike_in_every_tile(tmp_path: Path, folder: Path):
+    image = np.tile(np.random.default_rng(0).normal(-300, 300, (8, 8)), (6, 6))  # its period is half a tile
+    maps = proseg.load(folder).predict(image).raters
+    np.testing.assert_allclose(maps[:, 16:24, 16:32], maps[:, 24:32, 8:24], atol=1e-5)
+
+
+def test_each_tile_is_encoded_once(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    model, tiles = proseg.load(folder), []
+    features = model.model.features
+    monkeypatch.setattr(model.model, "features", lambda images: tiles.append(len(images)) or features(images))
+    write_image(tmp_path / "a.npy", np.zeros((2, 32, 40), np.int16))
+    predict(model, [tmp_path / "a.npy"], tmp_path / "out", samples=3, draws=8)
+    assert sum(tiles) == 2 * 3 * 4
+
+
+def test_without_uncertainty_its_maps_are_neither_computed_nor_written(
+    tmp_path: Path, folder: Path, png: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with_it = predict(proseg.load(folder), [png], tmp_path / "with", samples=2, draws=8)
+    monkeypatch.setattr("proseg.exported.nested_draws", None)
+    without = predict(proseg.load(folder), [png], tmp_path / "without", samples=2, draws=0)
+    assert (with_it.pop("uncertainty_draws"), without.pop("uncertainty_draws")) == (8, 0)
+    assert without == with_it
+    names = [{path.name for path in (tmp_path / out / "a").iterdir()} for out in ("with", "without")]
+    assert names[0] - names[1] == {"uncertainty_scan.npy", "uncertainty_raters.npy"}
+    assert names[1] < names[0]
+
+
+def test_more_draws_estimate_the_same_uncertainty_better(folder: Path, store: Store):
+    model, image = proseg.load(folder), store.image(3)
+    (few, more), truth = (
+        (model.uncertainty(image, draws=n).from_z for n in (8, 64)),
+        model.uncertainty(image, draws=800, seed=1).from_z,
+    )
+    assert np.abs(more - truth).mean() < 0.7 * np.abs(few - truth).mean()
+
+
 # Errors
 
 
@@ -365,6 +430,55 @@ def refused(model: ExportedModel, inputs: list[Path], out: Path, match: str, **o
 @pytest.fixture
 def png(tmp_path: Path) -> Path:
     return write_image(tmp_path / "a.png", np.abs(values((12, 12))).astype(np.uint8))
+
+
+@pytest.mark.parametrize("draws", [4, 10, -8])
+def test_draws_of_which_no_variance_comes_are_refused(tmp_path: Path, fake: Fake, png: Path, draws: int):
+    refused(fake(), [png], tmp_path / "out", f"draws = {draws} must be a multiple of 4 and at least 8", draws=draws)
+
+
+@pytest.mark.parametrize("changes", [{"model.width": 8}, {"model.patch": 2}, {"model.width": 16}], ids=str)
+def test_an_image_smaller_than_the_network_takes_is_refused_and_the_least_is_taken(
+    tmp_path: Path, tiny_config: TrainConfig, store: Store, changes: dict[str, Any]
+):
+    config = tiny_config.with_values(changes)
+    model = proseg.load(random_export(tmp_path / "model", config, store))
+    least = fewest_pixels(config.model)
+    for shape in {(1, least), (least, 1), (least, least), (1, 3 * 16)}:
+        assert model.predict(np.zeros(shape), samples=1).mean.shape == shape
+    if least > 1:
+        side = least - 1
+        small = write_nifti(tmp_path / "small.nii.gz", np.zeros((side, side, 1), np.int16), np.eye(4))
+        words = (
+            f"has {side} x {side} pixels, which are too few for this model: the longer side must have at least {least}"
+        )
+        refused(model, [small], tmp_path / "out", r"small\.nii\.gz: " + words)
+        with pytest.raises(DataError, match=f"the image: {words}"):
+            model.predict(np.zeros((side, side)))
+
+
+@pytest.mark.parametrize("framing", ["zoom_linear", "crop"])
+def test_a_tiny_image_is_no_obstacle_where_it_is_zoomed_or_filled_up(tmp_path: Path, folder: Path, framing: str):
+    facts = json.loads((folder / DATA).read_text())
+    (folder / DATA).write_text(json.dumps(facts | {"framing": framing}))
+    small = write_image(tmp_path / "a.npy", np.zeros((2, 2), np.int16))
+    at = "1,1" if framing == "crop" else None
+    predict(proseg.load(folder), [small], tmp_path / "out", samples=1, draws=8, at=at)
+    assert np.load(tmp_path / "out/a/mean.npy").shape == (2, 2)
+
+
+def test_what_is_beyond_16_bits_is_clipped_as_for_training_and_counted(tmp_path: Path, fake: Fake):
+    image = values((12, 12)).astype(np.int32)
+    image[3, 4:6], image[0, 0] = 70_000, -40_000
+    same = image.clip(-(2**15), 2**15 - 1).astype(np.int16)
+    inputs = [write_image(tmp_path / "a.npy", image), write_image(tmp_path / "b.npy", same)]
+    beyond, within = predict(fake(window=None, dtype="int16"), inputs, tmp_path / "out", samples=1)["inputs"]
+    assert (beyond["clipped"], within["clipped"]) == (3, 0)
+    for name in ("mean", "uncertainty_scan"):
+        found = [np.load(tmp_path / "out" / one / f"{name}.npy") for one in "ab"]
+        np.testing.assert_array_equal(*found)
+    (other,) = predict(fake(window=None, dtype="float32"), inputs[:1], tmp_path / "other", samples=1)["inputs"]
+    assert other["clipped"] == 0
 
 
 def test_another_number_of_channels_is_refused(tmp_path: Path, fake: Fake, png: Path):
@@ -498,6 +612,20 @@ def test_the_command(tmp_path: Path, folder: Path, png: Path):
     record = json.loads(run.stdout)
     assert record["model"] == str(folder.resolve())
     assert list(record["experts"].values()) == ["A1", "A2"]
+
+
+def test_the_commands_choice_of_uncertainty(tmp_path: Path, folder: Path, png: Path):
+    words = ["predict", str(folder), str(png), "--samples", "1"]
+    run = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "a"), "--draws", "8"])
+    assert run.exit_code == 0, run.output
+    assert "Segmenting slices: 1 of 1 (100 %)" in run.stderr
+    assert json.loads((tmp_path / "a" / RECORD).read_text())["uncertainty_draws"] == 8
+    run = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "b"), "--no-uncertainty"])
+    assert run.exit_code == 0, run.output
+    assert not [*(tmp_path / "b").rglob("uncertainty*")]
+    run = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "c"), "--no-uncertainty", "--draws", "8"])
+    assert run.exit_code == 2
+    assert "--no-uncertainty leaves out; give one of the two" in run.stderr
 
 
 @pytest.mark.parametrize("wrong", ["model", "input", "out"])

@@ -38,7 +38,7 @@ def inventory(path: Path) -> Inventory:
         DataError: naming the manifest and the row, and the column where it is one.
     """
     check_file(path, "the manifest")
-    columns, rows = read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)
+    columns, rows = read_table(path)
     _check_columns(path, columns)
     channels = [column for column in columns if column.startswith(f"{IMAGE}_")]
     raters = [column for column in columns if column.startswith(MASK)]
@@ -54,6 +54,11 @@ def inventory(path: Path) -> Inventory:
         tables=(path,),
         patients_known=True,
     )
+
+
+def read_table(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
+    """The columns and rows of a CSV or Parquet file; as `read_csv`."""
+    return read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)
 
 
 def read_csv(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
