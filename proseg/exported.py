@@ -129,9 +129,7 @@ class ExportedModel:
         cell, reach, (height, width) = self.config.model.patch, self.model.reach, image.shape[-2:]
         pixels = normalise(torch.from_numpy(image.copy()), self.data["window"]).to(self.model.device)
         padded = F.pad(pixels, (0, -width % cell, 0, -height % cell), mode="replicate")
-        known = tuple(
-            min(length // cell, -(-side // cell)) for length, side in zip(padded.shape[1:], tile, strict=True)
-        )
+        down, across = (min(n // cell, -(-m // cell)) for n, m in zip(padded.shape[1:], tile, strict=True))
         held, first, done = padded.new_empty(0), 0, 0  # features, the first row of them, and that which has no maps yet
         for top, band in tiled(self._features, padded, tile, cell):
             held = torch.cat([held, band], -2) if top else band
@@ -141,7 +139,7 @@ class ExportedModel:
             if not last and (ready - done) * cell * width < DECODED_ROWS:
                 continue
             size = torch.Size((min(end * cell, height) - first * cell, width))
-            maps = self._decoded(held[None], size, Lattice(known, range(first, end)), asked)
+            maps = self._decoded(held[None], size, Lattice((down, across), range(first, end)), asked)
             yield done * cell, maps[..., (done - first) * cell : (ready - first) * cell, :]
             above = max(first, ready - reach)
             held, first, done = held[..., above - first :, :], above, ready
@@ -193,7 +191,7 @@ class ExportedModel:
             raise DataError(f"the image has no pixels: its shape is {np.shape(image)}")
         if not np.isfinite(pixels).all():
             raise DataError("the image holds values that are not finite")
-        self.check_size(*pixels.shape[1:], "the image")
+        self.check_size(pixels.shape[1], pixels.shape[2], "the image")
         return pixels
 
 
