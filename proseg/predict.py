@@ -356,23 +356,27 @@ def _draw(task: Task, scan: Scan, picture: Picture, found: Found, sight: Sight, 
 
     experts, file = len(task.experts), scan.paths[0].name or scan.name
     views = []
-    seen = ... if sight.crop is None else sight.crop.seen(picture.pixels.shape)
+    height, width = picture.pixels.shape[-2:]
+    seen = (sight.crop or Crop(0, 0, height, width)).seen((height, width))
     for number in _shown(np.count_nonzero(found.masks[:experts], (0, 2, 3)), sight):
-        channel = picture.pixels[0] if picture.pixels.ndim == 3 else picture.pixels[0, number]
+        pixels = with_depth(picture.pixels)[:, number]
+        # Three channels of 8 bits are taken for colours; of several others the first is shown.
+        image = np.moveaxis(pixels, 0, -1) if len(pixels) == 3 and pixels.dtype == np.uint8 else pixels[0]
         name = file if picture.kind == "slice" else f"slice {number + 1} of {found.masks.shape[1]}"
         name += "" if scan.point is None else f" about {scan.point}"
         # The classes together: of the mean, any; of the variances, all.
         maps = {TITLES[name]: one[:, number].sum(0)[seen] for name, one in zip(task.maps, found.maps, strict=True)}
         masks = found.masks[:experts, number]
-        views.append(View(name, channel.astype(np.float32)[seen], masks[seen], maps, _aspect(picture)))
+        views.append(View(name, image[seen[1:]], masks[seen], maps, _aspect(picture)))
     data = task.model.data
-    title = f"{file}, by a model of {data.get('name')}: {data.get('label')}. Not a medical device."
+    title = f"{scan.name}: model of {data.get('name')} ({data.get('label')}). Not a medical device."
     save(overlay(views, list(task.experts.values()), window=data["window"], title=title), folder / "overlay.png")
 
 
 def _aspect(picture: Picture) -> float:
     """Height of a pixel in its widths."""
-    return 1.0 if picture.spacing is None else picture.spacing[1] / picture.spacing[2]
+    ratio = 1.0 if picture.spacing is None else picture.spacing[1] / picture.spacing[2]
+    return ratio if ratio > 0 else 1.0  # not known along an axis: NaN
 
 
 def _shown(areas: np.ndarray, sight: Sight) -> list[int]:

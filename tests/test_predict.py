@@ -10,6 +10,7 @@ import nrrd
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -588,6 +589,32 @@ def test_the_overlay_shows_every_map_and_its_title_says_what_the_model_rests_on(
     assert len(figure.axes) == 2 * 3 + 2, "two rows of an image and two maps, and a scale for each map"
     assert {axis.get_aspect() for axis in figure.axes[:6]} == {2.5}
     assert save(figure, tmp_path / "a.png").stat().st_size > 0
+
+
+def test_the_overlay_shows_colours_as_they_are_and_fills_the_masks():
+    colours = np.random.default_rng(0).integers(0, 256, (9, 12, 3)).astype(np.uint8)
+    mask = np.zeros((2, 9, 12), np.uint8)
+    mask[:, 3:6, 4:8] = 1
+    figure = overlay([View("", colours, mask, {})], ["A1", "A2"], window=None, title="")
+    shown = figure.axes[0].images[0].get_array()
+    assert shown is not None
+    np.testing.assert_allclose(shown, colours / 255, atol=1e-6)
+    assert len(figure.axes[0].collections) == 2 * 2, "of each expert the area and its outline"
+
+
+def test_three_channels_of_8_bits_are_drawn_in_colours(
+    tmp_path: Path, tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+):
+    views: list[View] = []
+    monkeypatch.setattr("proseg.overlay.overlay", lambda given, *_, **__: views.extend(given) or Figure())
+    facts = {"name": "dim", "label": "made by a test", "window": None, "height": TILE, "width": TILE}
+    model = Thresholds(build(tiny_config, channels=3, raters=2), tiny_config, facts)
+    colours = np.random.default_rng(0).integers(0, 256, (20, 24, 3)).astype(np.uint8)
+    for out, at in (("whole", None), ("crop", "2,3")):
+        predict(model, [write_image(tmp_path / "a.png", colours)], tmp_path / out, samples=1, at=at)
+    np.testing.assert_array_equal(views[0].image, colours)
+    np.testing.assert_array_equal(views[1].image, colours[:11, :10])
+    assert views[1].experts.shape == (2, 11, 10)
 
 
 def test_the_overlay_of_a_line_of_pixels_has_no_outlines():
