@@ -2,6 +2,7 @@
 
 import json as json_module
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 WIDTH_OF_A_PIPE = 200
+QUOTED_AFTER = 3.0
+"""Seconds of work from which it is seen how long it will take."""
 STATES = ("running", "complete", "stopped early", "failed", "interrupted")
 COLOURS = {"running": "cyan", "complete": "green", "finished": "green", "stopped early": "yellow", "failed": "red",
            "interrupted": "red"}  # fmt: skip
@@ -72,17 +75,35 @@ def _without_nan(record: Any) -> Any:
 
 
 def track(*, quiet: bool = False) -> "Track":
-    """A progress bar for preparations: on a terminal a bar, in a pipe a line at the beginning, with `quiet` nothing."""
+    """The progress of long work: on a terminal a bar, in a pipe a line at the beginning and every tenth of the way,
+    with `quiet` nothing. What will take more than a minute is quoted."""
 
     def tracked(items: Iterable[T], total: int, what: str) -> Iterable[T]:
         if quiet:
             return items
-        if not err.is_terminal:
-            err.print(f"{what}: {total}")
-            return items
-        return _bar(items, total, what)
+        shown = _bar if err.is_terminal else _told
+        return shown(_quoted(items, total), total, what)
 
     return tracked
+
+
+def _told(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    err.print(f"{what}: {total}")
+    for done, item in enumerate(items, 1):
+        yield item
+        if 10 * done // total > 10 * (done - 1) // total:
+            err.print(f"{what}: {done} of {total} ({100 * done // total} %)")
+
+
+def _quoted(items: Iterable[T], total: int) -> Iterator[T]:
+    began, silent = time.monotonic(), True
+    for done, item in enumerate(items, 1):
+        yield item
+        passed = time.monotonic() - began
+        if silent and passed > QUOTED_AFTER:
+            silent = False
+            if (expected := passed / done * total) > 60:
+                err.print(f"about {span(expected)} for all {total}")
 
 
 def _bar(items: Iterable[T], total: int, what: str) -> Iterator[T]:

@@ -3,8 +3,9 @@
 The trunk runs once an image whatever the number of samples, and the predictor takes a bounded number of maps at once.
 """
 
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 
@@ -62,30 +63,37 @@ def maps(model: Method, image: torch.Tensor, *draws: Draws) -> list[Maps]:
     found = [
         torch.empty(batch, one.who.shape[1], model.classes, *size, device=image.device) for one in draws
     ]  # filled part by part: nothing is held twice
-    pixels = size[0] * size[1]
-    images, at_once = max(1, ENCODED_AT_ONCE // pixels), max(1, DECODED_AT_ONCE[image.device.type] // pixels)
+    images = at_once(size)
     for start in range(0, batch, images):
         part = slice(start, start + images)
         encoding = model.encode(image[part])
         for out, one in zip(found, draws, strict=True):
-            _decode(model, encoding, _of_images(one, part, batch), out[part], at_once)
+            decode(model, encoding, _of_images(one, part, batch), out[part])
     return found
+
+
+def at_once(size: Sequence[int]) -> int:
+    """Images of a size (H, W) that one pass of the trunk takes."""
+    return max(1, ENCODED_AT_ONCE // (size[0] * size[1]))
 
 
 def _of_images(draws: Draws, part: slice, batch: int) -> Draws:
     """The draws of a part of the images: [N, S] -> [b, S]"""
-    who = draws.who.expand(batch, -1)[part]
-    return Draws(who, None if draws.tau is None else draws.tau.expand(batch, -1, -1)[part], draws.generator)
+    tau = None if draws.tau is None else draws.tau.expand(batch, -1, -1)[part]
+    return replace(draws, who=draws.who.expand(batch, -1)[part], tau=tau)
 
 
-def _decode(model: Method, encoding, draws: Draws, out: torch.Tensor, at_once: int) -> None:
+@torch.no_grad()
+def decode(model: Method, encoding: Any, draws: Draws, out: torch.Tensor) -> None:
+    """Fill `out` [B, S, K, H, W] with the maps of the images of an encoding; the draws are [B, S]."""
     images, samples = draws.who.shape
     flat = out.flatten(0, 1)
     who, tau = draws.who.flatten(), None if draws.tau is None else draws.tau.flatten(0, 1)
     place = torch.arange(images, device=who.device).repeat_interleave(samples)
-    for start in range(0, len(who), at_once):
-        part = slice(start, start + at_once)
-        chosen = Draws(who[part], None if tau is None else tau[part], draws.generator)
+    maps_at_once = max(1, DECODED_AT_ONCE[out.device.type] // (out.shape[-2] * out.shape[-1]))
+    for start in range(0, len(who), maps_at_once):
+        part = slice(start, start + maps_at_once)
+        chosen = replace(draws, who=who[part], tau=None if tau is None else tau[part])
         flat[part] = probabilities(model.decode(encoding, place[part], chosen))
 
 
@@ -124,12 +132,25 @@ def uncertainty(
     Raises:
         ValueError: fewer than two preferences or two draws, from which no variance can be estimated.
     """
+    nested = nested_draws(model, len(image), generator, preferences, draws)
+    return split_variance(maps(model, image, nested)[0], draws)
+
+
+def nested_draws(model: Method, images: int, generator: torch.Generator, preferences: int, draws: int) -> Draws:
+    """Those of `uncertainty`: [N, preferences * draws], preference by preference."""
     if preferences < 2 or draws < 2:
         raise ValueError(f"preferences = {preferences} and draws = {draws} must both be at least 2")
-    once = model.prior(len(image), preferences, generator)
+    once = model.prior(images, preferences, generator)
     tau = None if once.tau is None else once.tau.repeat_interleave(draws, 1)
-    nested = Draws(once.who.repeat_interleave(draws, 1), tau, generator)
-    found = maps(model, image, nested)[0].unflatten(1, (preferences, draws))
-    within = found.var(2).mean(1)
-    between = (found.mean(2).var(1) - within / draws).clamp(min=0)
-    return Uncertainty(found.mean((1, 2)), within, between)
+    return Draws(once.who.repeat_interleave(draws, 1), tau, generator)
+
+
+def split_variance(found: Maps, draws: int) -> Uncertainty:
+    """The parts of the variance of maps [B, preferences * draws, K, H, W] of `nested_draws`. Overwrites the maps."""
+    found = found.unflatten(1, (-1, draws))
+    means = found.mean(2)
+    # torch's own variance over an axis that is not the last one takes as long as the network.
+    within = found.sub_(means[:, :, None]).square_().sum((1, 2)) / (found.shape[1] * (draws - 1))
+    mean = means.mean(1)
+    between = means.sub_(mean[:, None]).square_().sum(1) / (found.shape[1] - 1)
+    return Uncertainty(mean, within, (between - within / draws).clamp_(min=0))

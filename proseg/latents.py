@@ -4,6 +4,7 @@ Letters: B images, R raters, S samples, Cz channels of z, K size of tau, h x w c
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch.distributions import Dirichlet, kl_divergence
@@ -19,6 +20,11 @@ class Posterior:
     log_variance: torch.Tensor
     """[..., Cz, h, w]"""
 
+    @cached_property
+    def deviation(self) -> torch.Tensor:
+        """[..., Cz, h, w]"""
+        return torch.exp(0.5 * self.log_variance)
+
     def __getitem__(self, index) -> "Posterior":
         return Posterior(self.mean[index], self.log_variance[index])
 
@@ -31,7 +37,7 @@ class Posterior:
         """A sample of z for every mean. With a generator the noise is drawn on the generator's device."""
         device = self.mean.device if generator is None else generator.device
         noise = grid_noise(self.mean.shape, grid, device, generator).to(self.mean)
-        return torch.addcmul(self.mean, torch.exp(0.5 * self.log_variance), noise)
+        return torch.addcmul(self.mean, self.deviation, noise)
 
 
 def kl_z(posterior: Posterior) -> torch.Tensor:
@@ -54,15 +60,44 @@ def draw_dirichlet(alpha: torch.Tensor, generator: torch.Generator) -> torch.Ten
     return (gammas / gammas.sum(-1, keepdim=True)).to(alpha)
 
 
+@dataclass(frozen=True)
+class Lattice:
+    """How noise that is drawn for a z of the size that a network knows lies over a larger z: mirrored at each border of
+    that size, over and over, so that it has no seam."""
+
+    size: tuple[int, int]
+    """(height, width) that the network knows, in cells."""
+    rows: range
+    """Of the larger z, those that are wanted; its columns are all wanted."""
+
+
+def _mirrored(places: range, size: int) -> torch.Tensor:
+    """Of each place along an axis, that within the size."""
+    within = torch.tensor(places) % (2 * size)
+    return torch.minimum(within, 2 * size - 1 - within)
+
+
 def grid_noise(
-    shape: torch.Size, grid: int | None, device: torch.device, generator: torch.Generator | None = None
-) -> torch.Tensor:
+    shape: torch.Size, grid: int | None, device: torch.device, generator: torch.Generator | None = None,
+    lattice: Lattice | None = None,
+) -> torch.Tensor:  # fmt: skip
     """Gaussian noise of unit variance whose correlation length is the cell of a `grid` along the longer side.
 
     Noise that is independent in every pixel makes samples differ by salt and pepper. Drawn on a coarser grid and
     upsampled they differ by regions. None, or a grid not smaller than z: independent cells, as in the paper.
+
+    With a lattice each map's noise, [maps, Cz, h, w], is drawn for itself: the same numbers, whatever part is wanted
+    and however many maps are made at once.
     """
     *leading, height, width = shape
+    if lattice is not None:
+        one = (*leading[1:], *noise_cells(*lattice.size, grid))
+        drawn = torch.stack([torch.randn(one, device=device, generator=generator) for _ in range(leading[0])])
+        rows, columns = _mirrored(lattice.rows, lattice.size[0]), _mirrored(range(width), lattice.size[1])
+        if one[1:] == lattice.size:
+            return drawn[..., rows[:, None], columns]
+        down, across = (_upsampling(*sizes, device) for sizes in zip(lattice.size, one[1:], strict=True))
+        return down[rows] @ drawn @ across[columns].mT
     coarse = torch.randn((*leading, *noise_cells(height, width, grid)), device=device, generator=generator)
     return upsampled(coarse, height, width)
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from proseg.config import TrainConfig
 from proseg.data.batches import Batch
+from proseg.latents import Lattice
 from proseg.losses import Loss
 
 
@@ -26,10 +27,15 @@ class Draws:
     """[N, S, K], the preference; None where the method has none."""
     generator: torch.Generator | None = None
     """Of the remaining noise; None: none, the mean is taken."""
+    lattice: Lattice | None = None
+    """Where the images are parts of larger ones: how the noise lies over those."""
 
 
 class Method(nn.Module, ABC):
     """A segmentation model of several raters."""
+
+    reach = 0
+    """Cells, in each direction, of the features that a pixel of a map depends on beside its own cell's."""
 
     def __init__(self, config: TrainConfig, *, channels: int, raters: int, classes: int = 1):
         """Args:
@@ -45,9 +51,18 @@ class Method(nn.Module, ABC):
     def forward(self, batch: Batch) -> Loss:
         """The loss of one batch."""
 
-    @abstractmethod
     def encode(self, image: torch.Tensor) -> Any:
         """All that depends on the images alone, computed once however many maps are drawn. [B, C, H, W] -> anything"""
+        return self.encoding(self.features(image), image.shape[-2:])
+
+    @abstractmethod
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        """What the network makes of the images. Of overlapping tiles of one image they may be blended into its own.
+        [B, C, H, W] -> [B, F, h, w], in cells of `config.model.patch` pixels"""
+
+    @abstractmethod
+    def encoding(self, features: torch.Tensor, size: torch.Size) -> Any:
+        """An encoding of images of `size` (H, W), from their features."""
 
     @abstractmethod
     def each_rater(self) -> Draws:

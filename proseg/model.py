@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from proseg.config import TrainConfig
 from proseg.data.batches import Batch
-from proseg.latents import Posterior, draw_dirichlet
+from proseg.latents import Posterior, draw_dirichlet, grid_noise
 from proseg.losses import Loss, Prediction, objective
 from proseg.method import Draws, Method
 from proseg.unet import Trunk, from_cells
@@ -48,6 +48,8 @@ class ProSeg(Method):
     Without z (`model.use_z = false`) one deterministic map of features serves all raters; without tau
     (`model.use_tau = false`) the predictor is told nothing of the rater; without both it is a plain U-Net.
     """
+
+    reach = 2  # the predictor is two 3x3 convolutions
 
     def __init__(self, config: TrainConfig, *, channels: int, raters: int, classes: int = 1):
         super().__init__(config, channels=channels, raters=raters, classes=classes)
@@ -134,12 +136,13 @@ class ProSeg(Method):
         first = theirs.float().argmax(-1)[..., None, None]
         return tau.take_along_dim(first, 3).squeeze(3)
 
-    def encode(self, image: torch.Tensor) -> Encoding:
-        heads = self.heads(self.trunk(image)).contiguous()
-        size = image.shape[-2:]
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        return self.heads(self.trunk(image)).contiguous()
+
+    def encoding(self, features: torch.Tensor, size: torch.Size) -> Encoding:
         if not self.config.model.use_z:
-            return Encoding(Posterior(heads[:, None], heads[:, None]), size)
-        heads = heads.unflatten(1, (self.raters, 2, self.config.model.z_channels))
+            return Encoding(Posterior(features[:, None], features[:, None]), size)
+        heads = features.unflatten(1, (self.raters, 2, self.config.model.z_channels))
         bounded = LOG_VARIANCE_BOUND * F.softsign(heads[:, :, 1] / LOG_VARIANCE_BOUND)
         return Encoding(Posterior(heads[:, :, 0], bounded), size)
 
@@ -181,9 +184,11 @@ class ProSeg(Method):
 
     def decode(self, encoding: Encoding, image: torch.Tensor, draws: Draws) -> torch.Tensor:
         m = self.config.model
-        posterior = encoding.posterior[image, draws.who if m.use_z else torch.zeros_like(draws.who)]
-        noisy = m.use_z and draws.generator is not None
-        z = posterior.draw(m.z_grid, draws.generator) if noisy else posterior.mean
+        whose = image, draws.who if m.use_z else torch.zeros_like(draws.who)
+        z = encoding.posterior.mean[whose]
+        if m.use_z and draws.generator is not None:
+            noise = grid_noise(z.shape, m.z_grid, draws.generator.device, draws.generator, draws.lattice)
+            z = torch.addcmul(z, encoding.posterior.deviation[whose], noise.to(z))
         return self._logits(z, draws.tau, encoding.size)
 
     def _logits(self, z: torch.Tensor, tau: torch.Tensor | None, size: torch.Size) -> torch.Tensor:

@@ -26,10 +26,12 @@ class MultiHeadUNet(Method):
     def forward(self, batch: Batch) -> Loss:
         return objective(Prediction(self.encode(batch.image)), batch, self.config.loss)
 
-    def encode(self, image: torch.Tensor) -> torch.Tensor:
-        """[B, C, H, W] -> logits [B, R, classes, H, W]"""
-        logits = from_cells(self.heads(self.trunk(image)), self.config.model.patch, image.shape[-2:])
-        return logits.unflatten(1, (self.raters, self.classes))
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        return self.heads(self.trunk(image))
+
+    def encoding(self, features: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        """Logits [B, R, classes, H, W]."""
+        return from_cells(features, self.config.model.patch, size).unflatten(1, (self.raters, self.classes))
 
     def each_rater(self) -> Draws:
         return Draws(torch.arange(self.raters, device=self.device)[None])

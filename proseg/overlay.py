@@ -12,6 +12,8 @@ from proseg.colours import RATER_COLOURS
 
 FEWEST_PIXELS = 2
 """Along an axis, of a mask that has a contour."""
+FILLED = 0.3
+"""Opacity of all experts' masks together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +22,7 @@ class View:
 
     name: str
     image: np.ndarray
-    """[H, W]"""
+    """[H, W], or uint8 colours [H, W, 3]."""
     experts: np.ndarray
     """[R, H, W] labels; 0 is background."""
     maps: Mapping[str, np.ndarray]
@@ -35,7 +37,7 @@ def overlay(views: Sequence[View], experts: Sequence[str], *, window: tuple[floa
     Args:
         views: one at least, with the same maps.
         experts: their names.
-        window: of the intensities; None takes it from each image.
+        window: of the intensities; None takes it from each image, which is shown as it is where it has colours.
         title: above everything.
     """
     maps = list(views[0].maps)
@@ -63,15 +65,15 @@ def overlay(views: Sequence[View], experts: Sequence[str], *, window: tuple[floa
 
 
 def _outlined(axis, view: View, window: tuple[float, float] | None) -> None:
-    low, high = window or np.percentile(view.image, (1, 99))
-    axis.imshow(view.image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest",
-                aspect=view.aspect)  # fmt: skip
-    if min(view.image.shape) < FEWEST_PIXELS:
-        return
+    colours = (0, 255) if view.image.ndim == 3 else None
+    low, high = colours or window or np.percentile(view.image, (1, 99))
+    shown = ((view.image.astype(np.float32) - low) / max(high - low, 1e-6)).clip(0, 1)
+    axis.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect=view.aspect)
     for number, mask in enumerate(view.experts):
-        if mask.any():
-            levels = np.arange(mask.max()) + 0.5  # between one label and the next
-            axis.contour(mask, levels, colors=_colour(number), linewidths=1.0)
+        if mask.any() and min(mask.shape) >= FEWEST_PIXELS:
+            colour, levels = _colour(number), np.arange(mask.max()) + 0.5  # between one label and the next
+            axis.contourf(mask, [0.5, np.inf], colors=[colour], alpha=FILLED / len(view.experts))
+            axis.contour(mask, levels, colors=colour, linewidths=1.0)
 
 
 def _colour(expert: int) -> str:

@@ -9,16 +9,16 @@ been (`proseg.tiles` says why). A model of crops about lesions sees one in every
 which one crop is segmented. In all tiles and slices a sample has the same preference and the same noise: it is one
 expert's reading of the whole image, and does not flicker from slice to slice.
 
-In memory are the image, once as it is read and once as float32, the rows of one band of tiles, and one map while it is
-written; all masks and maps grow in files.
+In memory are the image, once as it is read and once as float32, the features of one slice's rows of tiles, the maps of
+a band of its rows, and one map while it is written; all masks and maps grow in files.
 """
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,11 @@ import torch
 from proseg import sizes
 from proseg.data.images.channels import with_depth
 from proseg.data.images.dicom_series import Series
-from proseg.data.images.picture import Picture
-from proseg.data.intensities import as_float32, standardised
+from proseg.data.images.picture import Header, Picture
+from proseg.data.intensities import as_float32, clipped, standardised
 from proseg.data.reading import Track, silent
 from proseg.errors import CheckpointError, DataError
-from proseg.exported import ExportedModel, labels
+from proseg.exported import DRAWS, Asked, ExportedModel, labels
 from proseg.records import whole_folder
 from proseg.scans import Scan, Target, find
 from proseg.tiles import Crop, Field, crop_about
@@ -41,6 +41,8 @@ RECORD = "prediction.json"
 MEAN, SCAN, RATERS = "mean", "uncertainty_scan", "uncertainty_raters"
 """The maps, beside the masks."""
 TITLES = {MEAN: "mean of the experts", SCAN: "variance: the scan", RATERS: "variance: the raters"}
+DEEPEST = "int16"
+"""Type of the training data whose images were clipped to it, and so are those that are segmented."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,7 @@ class Task:
     """A model, and what is asked of it."""
 
     model: ExportedModel
-    samples: int
-    seed: int
+    asked: Asked
     field: Field
     """What it was trained to look at."""
     experts: Mapping[str, str]
@@ -62,8 +63,13 @@ class Task:
     @property
     def masks(self) -> tuple[str, ...]:
         """Names of the files: of the experts, then of the samples."""
-        digits = len(str(self.samples))
-        return (*self.experts, *(f"sample_{number:0{digits}}" for number in range(1, self.samples + 1)))
+        digits = len(str(self.asked.samples))
+        return (*self.experts, *(f"sample_{number:0{digits}}" for number in range(1, self.asked.samples + 1)))
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """Names of the files of the maps."""
+        return tuple(TITLES) if self.asked.draws else (MEAN,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,30 +79,32 @@ class Found:
     masks: np.ndarray
     """[experts + samples, D, H, W] uint8 labels."""
     maps: np.ndarray
-    """[MEAN and SCAN and RATERS, K, D, H, W] float32."""
+    """[maps, K, D, H, W] float32."""
 
 
 def predict(
     model: ExportedModel, inputs: Sequence[str | Path], out: Path, *, samples: int = 16, seed: int = 0,
-    at: str | None = None, series: Sequence[str] = (), force: bool = False, origin: str = "", track: Track = silent,
+    draws: int = DRAWS, at: str | None = None, series: Sequence[str] = (), force: bool = False, origin: str = "",
+    track: Track = silent,
 ) -> dict[str, Any]:  # fmt: skip
     """Segment images into a folder, whole or not at all.
 
     For each image the folder `out` gets one of its name with a mask of each expert, of each sample, the mean of the
-    experts' maps, the variance of what anyone might draw in its two parts (`proseg.generate.uncertainty`), and
-    overlay.png.
+    experts' maps, overlay.png, and unless `draws` is 0 the variance of what anyone might draw in its two parts
+    (`proseg.generate.uncertainty`).
 
     Args:
         inputs: files that `proseg.data.images` reads, folders or files of a DICOM series, several of these (one a
             channel, in the model's order) joined by commas, or tables of them (`proseg.scans`).
         samples: draws of what any expert might say, at least one.
         seed: the same seed gives the same files.
+        draws: segmentations that the uncertainty is estimated from (`proseg.exported.Asked`); 0: no uncertainty.
         at: a point of the one image, as `proseg.scans.POINT` says: only a crop about it is segmented, and the rest is
             left empty.
         series: UIDs that say which series is meant in DICOM folders with several.
         force: replace an earlier prediction in `out`.
         origin: where the model comes from, for the record.
-        track: shows the progress, by slices.
+        track: shows the progress, by slices of all images.
 
     Returns:
         What prediction.json holds: areas in pixels and mm2, volumes in ml, of each mask a list with an entry a class.
@@ -105,23 +113,35 @@ def predict(
         CheckpointError: the model does not say what it was trained on.
         DataError: naming the input that cannot be segmented, or why `out` cannot be written.
     """
-    task = _task(model, samples, seed)
+    task = _task(model, Asked(samples, seed, draws))
     scans = find(inputs, model.data.get("channel_names") or (), series=series, at=at)
     names = _names(scans)
-    for scan in scans:
-        _check_channels(scan, scan.look().channels, model)
+    headers = [scan.look() for scan in scans]
+    for scan, header in zip(scans, headers, strict=True):
+        _check_channels(scan, header.channels, model)
         _check_point(scan, task)
+        if scan.point is None:  # the crop about a point has the size of the training images
+            model.check_size(header.height, header.width, scan)
     _check_out(out, scans, force)
     record: dict[str, Any] = {
         "model": origin, "data": {key: model.data.get(key) for key in ("name", "label", "fingerprint", "framing")},
-        "device": str(model.model.device), "samples": samples, "seed": seed, "tile": list(task.field.tile),
-        "experts": dict(task.experts), "inputs": [],
+        "device": str(model.model.device), "samples": samples, "seed": seed, "uncertainty_draws": draws,
+        "tile": list(task.field.tile), "experts": dict(task.experts), "inputs": [],
     }  # fmt: skip
+    total = sum(
+        scan.point.slices if scan.point else header.depth or 1 for scan, header in zip(scans, headers, strict=True)
+    )
     out = out.resolve()
     try:
         with whole_folder(out) as folder:
-            for name, scan in names.items():
-                record["inputs"].append(_segment(task, scan, folder / name, track))
+            images = zip(names.items(), headers, strict=True)
+            slices = (
+                number
+                for (name, scan), header in images
+                for number in _segment(task, scan, header, folder / name, record["inputs"])
+            )
+            for _ in track(slices, total, "Segmenting slices"):
+                pass
             (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
     except OSError as error:
         raise DataError(f"--out {out} cannot be written: {error.strerror or error}") from None
@@ -133,12 +153,10 @@ def predict(
 # Before anything is computed
 
 
-def _task(model: ExportedModel, samples: int, seed: int) -> Task:
-    if samples < 1:
-        raise DataError(f"samples = {samples} must be at least 1")
+def _task(model: ExportedModel, asked: Asked) -> Task:
     if model.field is None:
         raise CheckpointError("the model does not say what size its training images had; export it again")
-    return Task(model, samples, seed, model.field, _experts(model))
+    return Task(model, asked, model.field, _experts(model))
 
 
 def _experts(model: ExportedModel) -> dict[str, str]:
@@ -215,35 +233,41 @@ class Sight:
     """[C, 1, 1], intensities of what lies beyond the image."""
 
 
-def _segment(task: Task, scan: Scan, folder: Path, track: Track) -> dict[str, Any]:
-    """Write all that is found in one image; returns its part of the record."""
+def _segment(task: Task, scan: Scan, header: Header, folder: Path, records: list[dict[str, Any]]) -> Iterator[int]:
+    """Write all that is found in one image, and append its part of the record. Yields each slice that is done."""
     picture = scan.read()
     _check_channels(scan, len(picture.pixels), task.model)
     target = None if scan.point is None else scan.point.within(picture, str(scan))
     folder.mkdir()
     work = folder / ".maps"
     work.mkdir()
-    pixels = _intensities(scan, picture, task.model.data["window"])
+    pixels, beyond = _intensities(scan, picture, task.model.data)
     sight = _sight(task, pixels, target)
     found = _new(task, pixels.shape[1:], work)
-    for number in track(sight.slices, len(sight.slices), f"Segmenting {scan.name}"):
+    for number in sight.slices:
         _fill(task, pixels[:, number], found, number, sight)
+        yield number
     for name, mask in zip(task.masks, found.masks, strict=True):
         scan.write_like(folder / name, _as_read(mask[None], picture), classes=task.classes)
-    for name, maps in zip(TITLES, found.maps, strict=True):
+    for name, maps in zip(task.maps, found.maps, strict=True):
         scan.write_like(folder / name, _as_read(maps, picture))
     counts = _counts(task, found)
     _draw(task, scan, picture, found, sight, folder)
-    record = {"name": folder.name, **_origin(task, scan), **_measures(task, picture, counts), **_seen(scan, sight)}
+    records.append({
+        "name": folder.name, **_origin(task, scan), **_measures(task, picture, counts), **_seen(scan, sight),
+        "clipped": beyond, "notes": list(header.notes),
+    })  # fmt: skip
     del found, pixels
     shutil.rmtree(work)
-    return record
 
 
-def _intensities(scan: Scan, picture: Picture, window: tuple[float, float] | None) -> np.ndarray:
-    """[C, D, H, W] float32, as the model takes them."""
-    image = as_float32(with_depth(picture.pixels), scan)
-    return standardised(image) if window is None else image
+def _intensities(scan: Scan, picture: Picture, data: Mapping[str, Any]) -> tuple[np.ndarray, int]:
+    """[C, D, H, W] float32, as the model takes them, and how many pixels were clipped as those of the training were."""
+    pixels, beyond = with_depth(picture.pixels), 0
+    if pixels.dtype.kind in "iu" and data.get("dtype") == DEEPEST:
+        pixels, beyond = clipped(pixels)
+    image = as_float32(pixels, scan)
+    return standardised(image) if data["window"] is None else image, beyond
 
 
 def _sight(task: Task, pixels: np.ndarray, target: Target | None) -> Sight:
@@ -255,7 +279,7 @@ def _sight(task: Task, pixels: np.ndarray, target: Target | None) -> Sight:
 
 def _new(task: Task, shape: tuple[int, ...], work: Path) -> Found:
     """To be filled, for slices of a shape [D, H, W]."""
-    masks, maps = (len(task.masks), *shape), (len(TITLES), task.classes, *shape)
+    masks, maps = (len(task.masks), *shape), (len(task.maps), task.classes, *shape)
     return Found(_mapped(work / "masks.npy", np.uint8, masks), _mapped(work / "maps.npy", np.float32, maps))
 
 
@@ -269,22 +293,11 @@ def _mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
 
 def _fill(task: Task, image: np.ndarray, found: Found, number: int, sight: Sight) -> None:
     """One slice, [C, H, W]."""
-    drawn = len(task.masks)
-    if sight.crop is not None:
-        maps = _maps(task, sight.crop.of(image, sight.fill))
-        sight.crop.onto(found.masks[:, number], labels(maps[:drawn]))
-        sight.crop.onto(found.maps[:, :, number], maps[drawn:])
-        return
-    for top, maps in task.field.bands(lambda tile: _maps(task, tile), image):
-        rows = slice(top, top + maps.shape[-2])
-        found.masks[:, number, rows] = labels(maps[:drawn])
-        found.maps[:, :, number, rows] = maps[drawn:]
-
-
-def _maps(task: Task, tile: np.ndarray) -> np.ndarray:
-    """[experts + samples + 3, K, h, w], in the order of `Task.masks` and TITLES."""
-    drawn = task.model.drawn(tile, task.samples, task.seed)
-    return np.concatenate([drawn, task.model.spread(tile, task.seed)])
+    crop, drawn = sight.crop or Crop(0, 0, *image.shape[1:]), len(task.masks)
+    for top, maps in task.model.bands(crop.of(image, sight.fill), task.asked):
+        band = replace(crop, top=crop.top + top, height=maps.shape[-2])
+        band.onto(found.masks[:, number], labels(maps[:drawn]))
+        band.onto(found.maps[:, :, number], maps[drawn:])
 
 
 def _as_read(maps: np.ndarray, picture: Picture) -> np.ndarray:
@@ -343,23 +356,27 @@ def _draw(task: Task, scan: Scan, picture: Picture, found: Found, sight: Sight, 
 
     experts, file = len(task.experts), scan.paths[0].name or scan.name
     views = []
-    seen = ... if sight.crop is None else sight.crop.seen(picture.pixels.shape)
+    height, width = picture.pixels.shape[-2:]
+    seen = (sight.crop or Crop(0, 0, height, width)).seen((height, width))
     for number in _shown(np.count_nonzero(found.masks[:experts], (0, 2, 3)), sight):
-        channel = picture.pixels[0] if picture.pixels.ndim == 3 else picture.pixels[0, number]
+        pixels = with_depth(picture.pixels)[:, number]
+        # Three channels of 8 bits are taken for colours; of several others the first is shown.
+        image = np.moveaxis(pixels, 0, -1) if len(pixels) == 3 and pixels.dtype == np.uint8 else pixels[0]
         name = file if picture.kind == "slice" else f"slice {number + 1} of {found.masks.shape[1]}"
         name += "" if scan.point is None else f" about {scan.point}"
         # The classes together: of the mean, any; of the variances, all.
-        maps = {title: one[:, number].sum(0)[seen] for title, one in zip(TITLES.values(), found.maps, strict=True)}
+        maps = {TITLES[name]: one[:, number].sum(0)[seen] for name, one in zip(task.maps, found.maps, strict=True)}
         masks = found.masks[:experts, number]
-        views.append(View(name, channel.astype(np.float32)[seen], masks[seen], maps, _aspect(picture)))
+        views.append(View(name, image[seen[1:]], masks[seen], maps, _aspect(picture)))
     data = task.model.data
-    title = f"{file}, by a model of {data.get('name')}: {data.get('label')}. Not a medical device."
+    title = f"{scan.name}: model of {data.get('name')} ({data.get('label')}). Not a medical device."
     save(overlay(views, list(task.experts.values()), window=data["window"], title=title), folder / "overlay.png")
 
 
 def _aspect(picture: Picture) -> float:
     """Height of a pixel in its widths."""
-    return 1.0 if picture.spacing is None else picture.spacing[1] / picture.spacing[2]
+    ratio = 1.0 if picture.spacing is None else picture.spacing[1] / picture.spacing[2]
+    return ratio if ratio > 0 else 1.0  # not known along an axis: NaN
 
 
 def _shown(areas: np.ndarray, sight: Sight) -> list[int]:

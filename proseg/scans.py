@@ -1,6 +1,7 @@
 """What a model is asked to segment: image files, DICOM series, files of one channel each, or a table of these.
 
-A table is a CSV file with a row for each image, in the columns of a training manifest (`proseg.data.own.manifest`):
+A table is a CSV or Parquet file with a row for each image, in the columns of a training manifest
+(`proseg.data.own.manifest`), in capitals or not:
 
     image             its file or DICOM folder; or, one for each channel, image_<channel> ... in any order
     name              optional: what the folder of its results is called
@@ -9,6 +10,7 @@ A table is a CSV file with a row for each image, in the columns of a training ma
 Paths are relative to the table's folder, or absolute. Other columns are ignored.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,11 +25,14 @@ from proseg.data.images import orientation
 from proseg.data.images.channels import joined, joined_header
 from proseg.data.images.dicom_series import SUFFIXES, Series, find_series, is_dicom_file
 from proseg.data.images.picture import Header, Picture
-from proseg.data.own.manifest import IMAGE
+from proseg.data.own.manifest import IMAGE, named_columns
+from proseg.data.tables import SUFFIXES as TABLES
 from proseg.data.tables import read_table
 from proseg.errors import DataError
 
-POINT = "X,Y of a slice or X,Y,Z of a volume, in voxels of the file counted from 0, as in 210,305,40 or 210,305,38:44"
+POINT = (
+    "X,Y of a slice or X,Y,Z of a volume, in whole voxels of the file counted from 0, as in 210,305,40 or 210,305,38:44"
+)
 
 
 class Piece(Protocol):
@@ -77,6 +82,11 @@ class Point:
 
     spans: tuple[tuple[int, int], ...]
 
+    @property
+    def slices(self) -> int:
+        """Number of slices that are meant."""
+        return math.prod(last - first + 1 for first, last in self.spans)
+
     def __str__(self) -> str:
         return ",".join(str(first) if first == last else f"{first}:{last}" for first, last in self.spans)
 
@@ -101,8 +111,9 @@ class Point:
 
 
 def point(text: str, where: str = "--at") -> Point:
-    """The point that a person writes; raises DataError where it is none."""
-    found = [re.fullmatch(r"(\d{1,6})(?::(\d{1,6}))?", word.strip(), re.ASCII) for word in text.split(",")]
+    """The point that a person or a spreadsheet (13.0) writes; raises DataError where it is none."""
+    whole = r"(\d{1,6})(?:\.0*)?"
+    found = [re.fullmatch(f"{whole}(?::{whole})?", word.strip(), re.ASCII) for word in text.split(",")]
     spans = [(int(match[1]), int(match[2] or match[1])) for match in found if match]
     if len(spans) != len(found) or len(spans) not in (2, 3) or any(first > last for first, last in spans):
         raise DataError(f"{where} {text!r} is no point: write {POINT}")
@@ -180,7 +191,7 @@ def _check_series(scans: Sequence[Scan], wanted: Sequence[str]) -> None:
 
 def _found(text: str, channels: Sequence[str], series: Sequence[str]) -> Iterator[Scan]:
     path = Path(text)
-    if path.suffix.lower() == ".csv" and os.path.isfile(path):
+    if path.suffix.lower() in TABLES and os.path.isfile(path):
         yield from _rows(path, channels, series)
         return
     names = text.split(",") if "," in text and not os.path.exists(path) else [text]
@@ -227,7 +238,7 @@ def _check_order(paths: Sequence[Path], channels: Sequence[str]) -> None:
 
 
 def _rows(path: Path, channels: Sequence[str], series: Sequence[str]) -> Iterator[Scan]:
-    columns, rows = read_table(path)
+    columns, rows = named_columns(path, *read_table(path))
     pick = _image_columns(path, columns, channels)
     if not rows:
         raise DataError(f"{path}: the table has no rows")
@@ -243,15 +254,15 @@ def _rows(path: Path, channels: Sequence[str], series: Sequence[str]) -> Iterato
 
 def _image_columns(path: Path, columns: Sequence[str], channels: Sequence[str]) -> list[str]:
     """Of the files of a row, in the model's order."""
-    each = [column for column in columns if column.startswith(f"{IMAGE}_")]
+    each = {column.casefold(): column for column in columns if column.startswith(f"{IMAGE}_")}
     if (IMAGE in columns) == bool(each):
         raise DataError(f"{path}: expected a column {IMAGE!r}, or columns image_<channel>; found {', '.join(columns)}")
     if not each:
         return [IMAGE]
-    wanted = [f"{IMAGE}_{channel}" for channel in channels] or each
-    if set(wanted) != set(each):
-        raise DataError(f"{path}: has the columns {', '.join(each)}; the model takes {', '.join(wanted)}")
-    return wanted
+    wanted = [f"{IMAGE}_{channel}" for channel in channels] or list(each.values())
+    if {*map(str.casefold, wanted)} != each.keys():
+        raise DataError(f"{path}: has the columns {', '.join(each.values())}; the model takes {', '.join(wanted)}")
+    return [each[column.casefold()] for column in wanted]
 
 
 def _named(where: str, make: Callable[[], Piece]) -> Piece:

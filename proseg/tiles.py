@@ -1,13 +1,13 @@
 """What a network knows how to look at, and how other images are brought before it.
 
-A large image is cut into overlapping tiles of the size that the network was trained on, their maps blended into one.
+A large image is cut into overlapping tiles of the size that the network was trained on, their features blended into
+one image's, from which all of its maps are decoded.
 
-A U-Net takes any size, but what it says depends on it: its group norms take mean and variance over the whole field, and
-the grid of z's noise stretches with it. Tiles of the trained size show it what it knows. They overlap by half, as is
-usual, and fade into each other, so that no seam is left; what one of them says near its own border, where it sees
-least, is not heard where another one sees more. Where they fade, a sample is the mean of two draws of z's noise (with
-one tau), and so differs a little less from the others than elsewhere; the maps of the variance do not suffer from that,
-for each tile makes its own.
+A U-Net takes any size, but what it says depends on it: its group norms take mean and variance over the whole field.
+Tiles of the trained size show it what it knows. They overlap by half, as is usual, and fade into each other, so that no
+seam is left; what one of them says near its own border, where it sees least, is not heard where another one sees more.
+What turns features into maps looks at a few cells only: it sees the whole image, once a map instead of once a tile and
+map. The noise of z is that of one tile, mirrored over the image (`proseg.latents.Lattice`).
 
 Where the training images had been zoomed as a whole, so is the image, and its maps are zoomed back. Where they were
 crops about a lesion, one tile about a point that a person names may be all that is looked at.
@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import torch
 
 from proseg.data.frame import zoom_linear, zoom_nearest
 
-MapsOf: TypeAlias = Callable[[np.ndarray], np.ndarray]
-"""[C, h, w] -> [..., h, w] float32, the maps of one tile."""
+FeaturesOf: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+"""[N, C, H, W] -> [N, F, h, w], the features of several tiles in their cells."""
 
 OVERLAP = 0.5
 """Share of a tile's side, at least, that it has in common with the next one."""
@@ -44,24 +45,14 @@ class Field:
     zoom: Literal["linear", "nearest"] | None = None
     """How images had been brought to that size; None: their pixels are as large as they were taken."""
 
-    def holds(self, image: np.ndarray) -> bool:
-        """Whether an image [C, H, W] can be looked at as it is."""
-        size = image.shape[-2:]
-        return not self.smaller_than(size) and (self.zoom is None or size == self.whole)
-
     def smaller_than(self, size: Sequence[int]) -> bool:
         """Whether it takes several tiles to see an image of (height, width)."""
         height, width = self.whole if self.zoom else size
         return height > self.tile[0] or width > self.tile[1]
 
-    def bands(self, maps_of: MapsOf, image: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """The maps of an image [C, H, W] in bands of rows; as `tiled`."""
-        if self.zoom is None:
-            yield from tiled(maps_of, image, self.tile)
-            return
-        zoom = {"linear": zoom_linear, "nearest": zoom_nearest}[self.zoom]
-        found = np.concatenate([maps for _, maps in tiled(maps_of, zoom(image, *self.whole), self.tile)], -2)
-        yield 0, zoom_linear(found, *image.shape[-2:])
+    def zoomed(self, image: np.ndarray) -> np.ndarray:
+        """An image [C, H, W] as large as the training images."""
+        return (zoom_nearest if self.zoom == "nearest" else zoom_linear)(image, *self.whole)
 
 
 def field_of(data: Mapping[str, Any], crop: int | None) -> Field | None:
@@ -151,35 +142,38 @@ def cover(length: int, tile: int) -> Cover:
     return Cover(tuple(starts.tolist()), shares.astype(np.float32))
 
 
-def tiled(maps_of: MapsOf, image: np.ndarray, tile: tuple[int, int]) -> Iterator[tuple[int, np.ndarray]]:
-    """The maps of an image, from the top down, band by band: no more than a band's rows are held at once.
+def tiled(
+    features_of: FeaturesOf, image: torch.Tensor, tile: Sequence[int], cell: int = 1
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """The features of an image, from the top down, band by band: no more than a band's rows are held at once.
 
     Args:
-        image: [C, H, W].
-        tile: (height, width).
+        features_of: is given a row of tiles at a time.
+        image: [C, H, W], in whole cells.
+        tile: (height, width) in pixels.
+        cell: side of a cell of the features, in pixels.
 
     Yields:
-        The first row of a band, and its maps [..., rows, W].
+        The first row of a band, in cells, and its features [F, rows, W / cell].
     """
-    rows, columns = cover(image.shape[-2], tile[0]), cover(image.shape[-1], tile[1])
-    ends = (*rows.starts[1:], image.shape[-2])
+    height, width = (length // cell for length in image.shape[-2:])
+    rows, columns = (cover(a, math.ceil(b / cell)) for a, b in zip((height, width), tile, strict=True))
     above = None
-    for top, end, share in zip(rows.starts, ends, rows.shares, strict=True):
-        band = _across(maps_of, image[:, top : top + rows.length], columns) * share[:, None]
+    for top, end, share in zip(rows.starts, (*rows.starts[1:], height), rows.shares, strict=True):
+        strip = image[:, top * cell : (top + rows.length) * cell]
+        band = _across(features_of, strip, columns, cell) * torch.from_numpy(share).to(image.device)[:, None]
         if above is not None:
             band[..., : above.shape[-2], :] += above
         yield top, band[..., : end - top, :]
         above = band[..., end - top :, :]
 
 
-def _across(maps_of: MapsOf, strip: np.ndarray, columns: Cover) -> np.ndarray:
-    """[C, h, W] -> [..., h, W]"""
-    whole = None
-    for left, share in zip(columns.starts, columns.shares, strict=True):
-        place = slice(left, left + columns.length)
-        maps = maps_of(strip[..., place])
-        if whole is None:
-            whole = np.zeros((*maps.shape[:-1], strip.shape[-1]), np.float32)
-        whole[..., place] += maps * share
-    assert whole is not None
+def _across(features_of: FeaturesOf, strip: torch.Tensor, columns: Cover, cell: int) -> torch.Tensor:
+    """[C, H, W] -> [F, h, w]"""
+    tiles = torch.stack([strip[..., cell * left : cell * (left + columns.length)] for left in columns.starts])
+    found = features_of(tiles)
+    whole = found.new_zeros(*found.shape[1:-1], strip.shape[-1] // cell)
+    shares = torch.from_numpy(columns.shares).to(found.device)
+    for left, share, one in zip(columns.starts, shares, found, strict=True):
+        whole[..., left : left + columns.length] += one * share
     return whole

@@ -15,6 +15,14 @@ def norm(channels: int, copies: int = 1) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(8, channels) * copies, channels * copies)
 
 
+def fewest_pixels(config: ModelConfig) -> int:
+    """Least length of the longer side of an image. A group norm needs two values a group: where its groups are single
+    channels, two cells."""
+    groups = [norm(config.width * 2**level) for level in range(config.levels)]
+    alone = [level for level, each in enumerate(groups) if each.num_groups == each.num_channels]
+    return 2 ** max(alone) * config.patch + 1 if alone else 1
+
+
 class ConvBlock(nn.Sequential):
     """Two 3x3 convolutions, each normalised. The copies never exchange anything: their convolutions are grouped."""
 

@@ -1,7 +1,7 @@
 """Prediction on image files: a fake model whose answer is known voxel by voxel, and a real one."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import nrrd
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -19,7 +20,7 @@ from proseg.config import TrainConfig
 from proseg.data import images
 from proseg.data.store import Store
 from proseg.errors import CheckpointError, DataError
-from proseg.exported import ExportedModel
+from proseg.exported import Asked, ExportedModel
 from proseg.figures import save
 from proseg.generate import binarise
 from proseg.methods import build
@@ -27,6 +28,7 @@ from proseg.overlay import View, overlay
 from proseg.predict import RECORD, labels, predict
 from proseg.records import DATA
 from proseg.tiles import cover, tiled
+from proseg.unet import fewest_pixels
 from tests.images import as_nobody, load, values, write_image, write_nifti, write_pages
 from tests.studies import random_export, tree
 
@@ -40,11 +42,15 @@ class Thresholds(ExportedModel):
     """Expert r draws what is brighter than its threshold; so does every sample. Several classes: the second one is
     what is brighter by 100."""
 
-    def drawn(self, tile: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    def bands(self, image: np.ndarray, asked: Asked) -> Iterator[tuple[int, np.ndarray]]:
+        maps = self.drawn(image, asked.samples)
+        yield 0, np.concatenate([maps, self.spread(image)]) if asked.draws else maps
+
+    def drawn(self, tile: np.ndarray, samples: int) -> np.ndarray:
         experts = np.stack([self._above(tile[0], threshold) for threshold in THRESHOLDS])
         return np.stack([*experts, *[self._above(tile[0], SAMPLE_THRESHOLD)] * samples, experts.mean(0)])
 
-    def spread(self, tile: np.ndarray, seed: int) -> np.ndarray:
+    def spread(self, tile: np.ndarray) -> np.ndarray:
         maps = self._above(tile[0], 0.0)
         return np.stack([tile[0] / 1000 * np.ones_like(maps), 0.25 * np.ones_like(maps)])
 
@@ -334,19 +340,82 @@ def test_tiles_overlap_and_count_least_at_their_borders():
     assert found.shares[0][0] == 1, "where there is no other tile"
 
 
-def test_tiles_give_a_pointwise_map_back():
-    image = np.random.default_rng(0).normal(size=(2, 45, 38)).astype(np.float32)
-    seen = []
+@pytest.mark.parametrize("cell", [1, 2])
+def test_tiles_give_pointwise_features_back(cell: int):
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 44, 38)).astype(np.float32))
+    seen = set()
 
-    def maps_of(tile: np.ndarray) -> np.ndarray:
-        seen.append(tile.shape)
-        return np.stack([tile, 2 * tile])
+    def features_of(tiles: torch.Tensor) -> torch.Tensor:
+        seen.add(tuple(tiles.shape[1:]))
+        return 2 * tiles[..., ::cell, ::cell]
 
-    whole = np.full((2, *image.shape), np.nan)
-    for top, band in tiled(maps_of, image, (16, 12)):
-        whole[..., top : top + band.shape[-2], :] = band
-    np.testing.assert_allclose(whole, np.stack([image, 2 * image]), atol=1e-5)
-    assert set(seen) == {(2, 16, 12)}, "every tile has the trained size"
+    whole = torch.cat([band for _, band in tiled(features_of, image, (16, 12), cell)], -2)
+    torch.testing.assert_close(whole, 2 * image[..., ::cell, ::cell], rtol=0, atol=1e-5)
+    assert seen == {(2, 16, 12)}, "every tile has the trained size"
+
+
+def seams(model: ExportedModel, monkeypatch: pytest.MonkeyPatch, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All maps of an image, decoded in bands as low as can be, and at once."""
+    found = []
+    for pixels in (1, 2**30):
+        monkeypatch.setattr("proseg.exported.DECODED_ROWS", pixels)
+        bands = [*model.bands(image, Asked(samples=3, draws=8))]
+        assert [top for top, _ in bands] == np.cumsum([0, *(maps.shape[-2] for _, maps in bands[:-1])]).tolist()
+        assert (len(bands) > 1) == (pixels == 1)
+        found.append(np.concatenate([maps for _, maps in bands], -2))
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"model.patch": 2}, {"model.z_grid": 3}, {"model.use_z": False}, {"method": "multihead_unet"}],
+    ids=str,
+)
+def test_the_bands_of_an_image_have_no_seams(
+    tmp_path: Path, tiny_config: TrainConfig, store: Store, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+):
+    model = proseg.load(random_export(tmp_path / "model", tiny_config.with_values(changes), store))
+    image = np.random.default_rng(0).normal(-300, 300, (1, 71, 37)).astype(np.float32)
+    banded, whole = seams(model, monkeypatch, image)
+    assert banded.shape == (2 + 3 + 1 + 2, 1, 71, 37)
+    np.testing.assert_allclose(banded, whole, atol=2e-5)
+
+
+def test_an_image_alike_everywhere_is_segmented_alike_in_every_tile(tmp_path: Path, folder: Path):
+    image = np.tile(np.random.default_rng(0).normal(-300, 300, (8, 8)), (6, 6))  # its period is half a tile
+    maps = proseg.load(folder).predict(image).raters
+    np.testing.assert_allclose(maps[:, 16:24, 16:32], maps[:, 24:32, 8:24], atol=1e-5)
+
+
+def test_each_tile_is_encoded_once(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    model, tiles = proseg.load(folder), []
+    features = model.model.features
+    monkeypatch.setattr(model.model, "features", lambda images: tiles.append(len(images)) or features(images))
+    write_image(tmp_path / "a.npy", np.zeros((2, 32, 40), np.int16))
+    predict(model, [tmp_path / "a.npy"], tmp_path / "out", samples=3, draws=8)
+    assert sum(tiles) == 2 * 3 * 4
+
+
+def test_without_uncertainty_its_maps_are_neither_computed_nor_written(
+    tmp_path: Path, folder: Path, png: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with_it = predict(proseg.load(folder), [png], tmp_path / "with", samples=2, draws=8)
+    monkeypatch.setattr("proseg.exported.nested_draws", None)
+    without = predict(proseg.load(folder), [png], tmp_path / "without", samples=2, draws=0)
+    assert (with_it.pop("uncertainty_draws"), without.pop("uncertainty_draws")) == (8, 0)
+    assert without == with_it
+    names = [{path.name for path in (tmp_path / out / "a").iterdir()} for out in ("with", "without")]
+    assert names[0] - names[1] == {"uncertainty_scan.npy", "uncertainty_raters.npy"}
+    assert names[1] < names[0]
+
+
+def test_more_draws_estimate_the_same_uncertainty_better(folder: Path, store: Store):
+    model, image = proseg.load(folder), store.image(3)
+    (few, more), truth = (
+        (model.uncertainty(image, draws=n).from_z for n in (8, 64)),
+        model.uncertainty(image, draws=800, seed=1).from_z,
+    )
+    assert np.abs(more - truth).mean() < 0.7 * np.abs(few - truth).mean()
 
 
 # Errors
@@ -362,6 +431,55 @@ def refused(model: ExportedModel, inputs: list[Path], out: Path, match: str, **o
 @pytest.fixture
 def png(tmp_path: Path) -> Path:
     return write_image(tmp_path / "a.png", np.abs(values((12, 12))).astype(np.uint8))
+
+
+@pytest.mark.parametrize("draws", [4, 10, -8])
+def test_draws_of_which_no_variance_comes_are_refused(tmp_path: Path, fake: Fake, png: Path, draws: int):
+    refused(fake(), [png], tmp_path / "out", f"draws = {draws} must be a multiple of 4 and at least 8", draws=draws)
+
+
+@pytest.mark.parametrize("changes", [{"model.width": 8}, {"model.patch": 2}, {"model.width": 16}], ids=str)
+def test_an_image_smaller_than_the_network_takes_is_refused_and_the_least_is_taken(
+    tmp_path: Path, tiny_config: TrainConfig, store: Store, changes: dict[str, Any]
+):
+    config = tiny_config.with_values(changes)
+    model = proseg.load(random_export(tmp_path / "model", config, store))
+    least = fewest_pixels(config.model)
+    for shape in {(1, least), (least, 1), (least, least), (1, 3 * 16)}:
+        assert model.predict(np.zeros(shape), samples=1).mean.shape == shape
+    if least > 1:
+        side = least - 1
+        small = write_nifti(tmp_path / "small.nii.gz", np.zeros((side, side, 1), np.int16), np.eye(4))
+        words = (
+            f"has {side} x {side} pixels, which are too few for this model: the longer side must have at least {least}"
+        )
+        refused(model, [small], tmp_path / "out", r"small\.nii\.gz: " + words)
+        with pytest.raises(DataError, match=f"the image: {words}"):
+            model.predict(np.zeros((side, side)))
+
+
+@pytest.mark.parametrize("framing", ["zoom_linear", "crop"])
+def test_a_tiny_image_is_no_obstacle_where_it_is_zoomed_or_filled_up(tmp_path: Path, folder: Path, framing: str):
+    facts = json.loads((folder / DATA).read_text())
+    (folder / DATA).write_text(json.dumps(facts | {"framing": framing}))
+    small = write_image(tmp_path / "a.npy", np.zeros((2, 2), np.int16))
+    at = "1,1" if framing == "crop" else None
+    predict(proseg.load(folder), [small], tmp_path / "out", samples=1, draws=8, at=at)
+    assert np.load(tmp_path / "out/a/mean.npy").shape == (2, 2)
+
+
+def test_what_is_beyond_16_bits_is_clipped_as_for_training_and_counted(tmp_path: Path, fake: Fake):
+    image = values((12, 12)).astype(np.int32)
+    image[3, 4:6], image[0, 0] = 70_000, -40_000
+    same = image.clip(-(2**15), 2**15 - 1).astype(np.int16)
+    inputs = [write_image(tmp_path / "a.npy", image), write_image(tmp_path / "b.npy", same)]
+    beyond, within = predict(fake(window=None, dtype="int16"), inputs, tmp_path / "out", samples=1)["inputs"]
+    assert (beyond["clipped"], within["clipped"]) == (3, 0)
+    for name in ("mean", "uncertainty_scan"):
+        found = [np.load(tmp_path / "out" / one / f"{name}.npy") for one in "ab"]
+        np.testing.assert_array_equal(*found)
+    (other,) = predict(fake(window=None, dtype="float32"), inputs[:1], tmp_path / "other", samples=1)["inputs"]
+    assert other["clipped"] == 0
 
 
 def test_another_number_of_channels_is_refused(tmp_path: Path, fake: Fake, png: Path):
@@ -473,6 +591,32 @@ def test_the_overlay_shows_every_map_and_its_title_says_what_the_model_rests_on(
     assert save(figure, tmp_path / "a.png").stat().st_size > 0
 
 
+def test_the_overlay_shows_colours_as_they_are_and_fills_the_masks():
+    colours = np.random.default_rng(0).integers(0, 256, (9, 12, 3)).astype(np.uint8)
+    mask = np.zeros((2, 9, 12), np.uint8)
+    mask[:, 3:6, 4:8] = 1
+    figure = overlay([View("", colours, mask, {})], ["A1", "A2"], window=None, title="")
+    shown = figure.axes[0].images[0].get_array()
+    assert shown is not None
+    np.testing.assert_allclose(shown, colours / 255, atol=1e-6)
+    assert len(figure.axes[0].collections) == 2 * 2, "of each expert the area and its outline"
+
+
+def test_three_channels_of_8_bits_are_drawn_in_colours(
+    tmp_path: Path, tiny_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+):
+    views: list[View] = []
+    monkeypatch.setattr("proseg.overlay.overlay", lambda given, *_, **__: views.extend(given) or Figure())
+    facts = {"name": "dim", "label": "made by a test", "window": None, "height": TILE, "width": TILE}
+    model = Thresholds(build(tiny_config, channels=3, raters=2), tiny_config, facts)
+    colours = np.random.default_rng(0).integers(0, 256, (20, 24, 3)).astype(np.uint8)
+    for out, at in (("whole", None), ("crop", "2,3")):
+        predict(model, [write_image(tmp_path / "a.png", colours)], tmp_path / out, samples=1, at=at)
+    np.testing.assert_array_equal(views[0].image, colours)
+    np.testing.assert_array_equal(views[1].image, colours[:11, :10])
+    assert views[1].experts.shape == (2, 11, 10)
+
+
 def test_the_overlay_of_a_line_of_pixels_has_no_outlines():
     line = np.ones((1, 7))
     view = View("line", line, np.ones((2, 1, 7), np.uint8), {"mean": line})
@@ -495,6 +639,20 @@ def test_the_command(tmp_path: Path, folder: Path, png: Path):
     record = json.loads(run.stdout)
     assert record["model"] == str(folder.resolve())
     assert list(record["experts"].values()) == ["A1", "A2"]
+
+
+def test_the_commands_choice_of_uncertainty(tmp_path: Path, folder: Path, png: Path):
+    words = ["predict", str(folder), str(png), "--samples", "1"]
+    run = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "a"), "--draws", "8"])
+    assert run.exit_code == 0, run.output
+    assert "Segmenting slices: 1 of 1 (100 %)" in run.stderr
+    assert json.loads((tmp_path / "a" / RECORD).read_text())["uncertainty_draws"] == 8
+    run = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "b"), "--no-uncertainty"])
+    assert run.exit_code == 0, run.output
+    assert not [*(tmp_path / "b").rglob("uncertainty*")]
+    run = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "c"), "--no-uncertainty", "--draws", "8"])
+    assert run.exit_code == 2
+    assert "--no-uncertainty leaves out; give one of the two" in run.stderr
 
 
 @pytest.mark.parametrize("wrong", ["model", "input", "out"])

@@ -3,12 +3,14 @@ tables, and points about which a crop is segmented."""
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -18,7 +20,7 @@ from cli.app import app
 from proseg.config import TrainConfig
 from proseg.data.store import Store
 from proseg.errors import ConfigError, DataError
-from proseg.exported import ExportedModel
+from proseg.exported import Asked, ExportedModel
 from proseg.methods import build
 from proseg.predict import RECORD, predict
 from proseg.records import DATA
@@ -33,10 +35,14 @@ THRESHOLD = 10.0
 class Bright(ExportedModel):
     """Both experts draw what is brighter than a threshold; the maps are the intensities of the last channel."""
 
-    def drawn(self, tile: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    def bands(self, image: np.ndarray, asked: Asked) -> Iterator[tuple[int, np.ndarray]]:
+        maps = self.drawn(image, asked.samples)
+        yield 0, np.concatenate([maps, self.spread(image)]) if asked.draws else maps
+
+    def drawn(self, tile: np.ndarray, samples: int) -> np.ndarray:
         return np.stack([(tile[:1] > THRESHOLD).astype(np.float32)] * (samples + 3))
 
-    def spread(self, tile: np.ndarray, seed: int) -> np.ndarray:
+    def spread(self, tile: np.ndarray) -> np.ndarray:
         return np.stack([tile[-1:]] * 2)
 
 
@@ -260,6 +266,34 @@ def test_a_table_names_images_channels_and_points(tmp_path: Path, fake: Fake):
     assert not crop[..., [0, 3]].any()
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_table_as_pandas_writes_it(tmp_path: Path, fake: Fake, suffix: str):
+    write_nifti(tmp_path / "a.nii.gz", values((40, 30, 4)).clip(11), LPS)
+    write_nifti(tmp_path / "b.nii.gz", values((20, 20, 2)), LPS)
+    table = tmp_path / f"list.{suffix}"
+    columns = {"Image": ["a.nii.gz", "b.nii.gz"], "NAME": ["001", "2"],
+               **{axis: [place, None] for axis, place in (("X", 13.0), ("y", 22.0), ("z", 2.0))}}  # fmt: skip
+    if suffix == "parquet":
+        pq.write_table(pa.table(columns), table)
+    else:
+        table.write_text("Image,NAME,X,y,z\na.nii.gz,001,13.0,22.0,2.0\nb.nii.gz,2,,,\n")
+    record = predict(fake(), [table], tmp_path / "out", samples=1)
+    first, second = record["inputs"]
+    assert (first["name"], first["at"]["point"], second["name"], second["at"]) == ("001", "13,22,2", "2", None)
+    mask = load(tmp_path / "out/001/expert_1_ann.nii.gz")
+    assert mask[13 - 8 : 13 + 8, 22 - 8 : 22 + 8, 2].all()
+    assert mask.sum() == 16 * 16
+
+
+def test_columns_of_channels_may_be_in_capitals(tmp_path: Path, fake: Fake):
+    files, volumes = mr_files(tmp_path)
+    names = ",".join(path.name for path in files)
+    (tmp_path / "list.csv").write_text(f"IMAGE_T1,Image_T1c,image_t2\n{names}\n")
+    predict(fake(channels=3, channel_names=NAMES), [tmp_path / "list.csv"], tmp_path / "out", samples=1)
+    (folder,) = (path for path in (tmp_path / "out").iterdir() if path.is_dir())
+    np.testing.assert_array_equal(load(folder / "expert_1_ann.nii.gz"), volumes[0] > THRESHOLD)
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [("", "the file is empty"), ("image\n", "has no rows"), ("picture\na.npy\n", "expected a column 'image'"),
@@ -267,6 +301,8 @@ def test_a_table_names_images_channels_and_points(tmp_path: Path, fake: Fake):
      ("image\nnone.npy\n", r"none\.npy: no such file"), ("image,name\na.npy,../b\n", "is no name of a folder"),
      ("image,x,y\na.npy,1,\n", "row 2: a point has x and y"), ("image,x,y\na.npy,1,b\n", "row 2: '1,b' is no point"),
      ("image,x,y\na.npy,1,99\n", "the point 1,99 lies outside of its 12 x 12 voxels"),
+     ("image,IMAGE\na.npy,a.npy\n", "the column 'image' stands there twice"),
+     ("image,x,y\na.npy,1.5,2\n", "row 2: '1.5,2' is no point: .* in whole voxels"),
      ("image\na.npy\na.npy\n", "would both be written to a folder a"), ("image_t1,image_t2\na.npy,a.npy\n", "channel"),
      ("image\na.npy,b\n", "row 2: has 2 cells"), ("image;x\na.npy;1\n", "divided by ';'")],
     ids=str,
