@@ -13,6 +13,7 @@ help:
 setup: .venv/ready  ## make the environment in .venv
 
 .venv/ready: pyproject.toml constraints.txt
+	@echo "Installing into .venv, once; this takes two minutes or more ..."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable ".[dev]"
 	@touch $@

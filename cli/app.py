@@ -267,6 +267,7 @@ def ui(
 ) -> None:
     """Serve the runs in MLflow's pages, on this machine only."""
     with user_errors():
+        render.line("starting MLflow's pages, which may take a minute ...")
         from orchestrator.server import serve
         from orchestrator.study import find_study
         from orchestrator.workspace import workspace

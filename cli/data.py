@@ -16,6 +16,8 @@ from cli.errors import INTERRUPTED, PLACES, user_errors
 from cli.options import DataName, Json, Lengths, Size, Window, lengths, size, window
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from proseg.data.catalog import Prepared
     from proseg.data.quality import Quality
     from proseg.data.store import Store
@@ -106,8 +108,10 @@ def _tell(prepared: "Prepared", source: str, name: str, *, as_json: bool) -> Non
     from orchestrator.template import write_template
     from proseg.data.catalog import NAMES
     from proseg.data.kinds import find_kind
+    from proseg.data.quality import measure
 
     store, shipped = prepared.store, name if name in NAMES else find_kind(source).space
+    odd = [one for one in measure(store).suspicions if one.told]
     template = None if shipped else write_template(store, name, Path.cwd())
     space = f"{name}.toml" if shipped is None else shipped if shipped == name else f"{shipped} --data {name}"
     if as_json:
@@ -115,12 +119,13 @@ def _tell(prepared: "Prepared", source: str, name: str, *, as_json: bool) -> Non
         counts = {key: getattr(m, key) for key in ("slices", "patients", "volumes", "raters", "channels", "height",
                                                    "width", "classes", "label", "licence", "fingerprint")}  # fmt: skip
         render.json({"name": name, "folder": str(store.folder), "anew": prepared.anew, **counts,
-                     "skipped": [vars(one) for one in m.skipped], "space": template and str(template),
+                     "skipped": [vars(one) for one in m.skipped], "notes": m.notes,
+                     "suspicions": [one.summary for one in odd], "space": template and str(template),
                      "next": f"proseg-tune launch {space}"})  # fmt: skip
         return
     if not prepared.anew:
         render.line(f"{name} had been prepared from these files already; nothing was done")
-    for text in _summary(store):
+    for text in [*_summary(store), *(f"suspicious: {one.summary}: {one.note}" for one in odd)]:
         render.line(text)
     if template is None and not shipped:
         render.line(f"{space} is there already and was left alone")
@@ -188,6 +193,8 @@ def data_show(
                                             ".pdf or .jpg: the samples alone."),
     ] = None,
     count: Annotated[int, typer.Option(min=1, max=200, help="Slices shown, in a picture alone.")] = 24,
+    case: Annotated[str | None, typer.Option(metavar="NAME",
+                                             help="Draw one volume or image large, by the end of its name.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what this command wrote there.")] = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -195,13 +202,19 @@ def data_show(
     with user_errors():
         from orchestrator.workspace import workspace
         from proseg.data.catalog import open_data
+        from proseg.errors import DataError
 
         home = workspace()
         picture = out is not None and out.suffix.lower() in PICTURES and not out.is_dir()
+        if case is not None and out is not None and not picture:
+            raise DataError(f"--out {out}: with --case it is a picture and must end in one of {', '.join(PICTURES)}")
         if out is not None:
             _check_place(out, picture=picture, force=force)
         store = open_data(name, home, jobs=os.cpu_count() or 1, track=render.track(quiet=as_json))
         store.verify()
+        if case is not None:
+            _draw_case(store, case, out, home, as_json=as_json)
+            return
         if out is None:
             _tell_report(store, home, as_json=as_json)
             return
@@ -238,13 +251,35 @@ def _writing(out: Path) -> Iterator[None]:
         raise DataError(f"--out {out} cannot be written: {error.strerror}") from None
 
 
-def _draw_samples(store: "Store", out: Path, count: int, *, as_json: bool) -> None:
-    from proseg.figures import contact_sheet
+def _draw_case(store: "Store", case: str, out: Path | None, home: Path, *, as_json: bool) -> None:
+    from proseg.data.catalog import rows_of_case
+    from proseg.figures import case_sheet
+
+    name, rows = rows_of_case(store, case)
+    if out is None:
+        safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+        out = home / "quality" / f"{store.manifest.name}-{safe}.png"
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with _writing(out):
+        _save(case_sheet(store, rows, name), out)
+    if as_json:
+        render.json({"name": store.manifest.name, "case": name, "slices": len(rows), "picture": str(out)})
+        return
+    render.line(f"{name}: {len(rows)} slice(s) of patient {store.patients[rows[0]]} -> {out}")
+
+
+def _save(figure: "Figure", out: Path) -> None:
     from proseg.records import write_atomically
 
     picture = io.BytesIO()
-    contact_sheet(store, count).savefig(picture, format=out.suffix[1:].lower())
+    figure.savefig(picture, format=out.suffix[1:].lower())
     write_atomically(out, picture.getvalue())
+
+
+def _draw_samples(store: "Store", out: Path, count: int, *, as_json: bool) -> None:
+    from proseg.figures import contact_sheet
+
+    _save(contact_sheet(store, count), out)
     m = store.manifest
     if as_json:
         render.json({"name": m.name, "label": m.label, "picture": str(out)})

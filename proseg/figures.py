@@ -6,9 +6,10 @@ missing where `rater_mask` [N, R] is False: neither drawn nor counted.
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from matplotlib import colormaps, rc_context
@@ -20,9 +21,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from proseg.colours import RATER_COLOURS
+from proseg.colours import RATER_COLOURS, rater_colour
+from proseg.data.images import is_image
 from proseg.data.store import Store
 from proseg.errors import DataError
+from proseg.overlay import View, legend, outlined
 
 RATER_MARKERS = "os^DvPX*"
 GOLD_COLOUR = "#3a3a3a"
@@ -32,35 +35,81 @@ DRAW_COLOUR = "#f5f5f5"
 """Of samples that belong to no rater."""
 FORMATS = (".png", ".svg", ".pdf")
 SMALL, NORMAL, LARGE = 7, 8, 9.5
+LONGEST = 22
+"""Letters of a title above a small picture."""
+MOST_SLICES = 6
+"""Slices of a volume that are drawn large."""
 
 
 def contact_sheet(store: Store, count: int) -> Figure:
-    """Slices spread over the data set, each with the outlines of its raters; the label stands in the title."""
+    """Slices spread over the data set, each with the masks of its raters; the label stands in the title."""
     m = store.manifest
     rows = _spread(store, count)
     if not len(rows):
         raise DataError(f"data set {m.name!r} holds no outline to draw")
     columns = min(8, len(rows))
     lines = math.ceil(len(rows) / columns)
-    figure = Figure(figsize=(1.6 * columns, 1.75 * lines + 1.0), dpi=130, layout="constrained")
+    figure = Figure(figsize=(1.6 * columns, 1.75 * lines + 1.2), dpi=130, layout="constrained")
     axes = np.atleast_1d(figure.subplots(lines, columns, squeeze=False)).ravel()
     for axis in axes:
         axis.set_axis_off()
     for axis, row in zip(axes, rows, strict=False):
-        image, masks = store.image(row)[0], store.annotations(row)
-        low, high = m.window or np.percentile(image, (1, 99))
-        axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
-        for rater, mask in enumerate(masks):
-            if mask.any():
-                axis.contour(mask, [0.5], colors=RATER_COLOURS[rater % len(RATER_COLOURS)], linewidths=0.8)
-        axis.set_title(str(store.volumes[row]).removeprefix("LIDC-IDRI-"), fontsize=6, pad=2)
+        outlined(axis, _view(store, row), m.window)
+        axis.set_title(_short(str(store.volumes[row])), fontsize=6, pad=2, parse_math=False)
+    _entitle(figure, store, columns * 13)
+    return figure
+
+
+def _entitle(figure: Figure, store: Store, width: int) -> None:
+    m = store.manifest
     order = "sorted by area, A1 smallest" if m.sorted_raters else "the data set's own"
     counts = f"{m.slices} slices, {m.patients} patients, {m.raters} raters ({order})"
-    figure.suptitle(f"{m.name}: {m.label}\n{counts}", fontsize=9)
-    for rater in range(m.raters):
-        axes[0].plot([], [], color=RATER_COLOURS[rater % len(RATER_COLOURS)], label=f"A{rater + 1}")
-    figure.legend(loc="outside lower center", ncols=m.raters, fontsize=7, frameon=False)
+    title = [*textwrap.wrap(f"{m.name}: {m.label}", width), *textwrap.wrap(counts, width)]
+    figure.suptitle("\n".join(title), fontsize=9, parse_math=False)
+    legend(figure, m.rater_labels)
+
+
+def case_sheet(store: Store, rows: Sequence[int], name: str) -> Figure:
+    """Slices of one volume, large: the image, it with all masks, and the mask of each rater beside.
+
+    Args:
+        rows: the slices, in file order; at most MOST_SLICES of them, those with the largest masks, are drawn.
+        name: the volume's, for the title.
+    """
+    m = store.manifest
+    areas = [np.count_nonzero(store.annotations(row)) for row in rows]
+    shown = sorted(np.argsort(areas)[::-1][:MOST_SLICES].tolist())
+    columns = 2 + m.raters
+    figure = Figure(figsize=(2.4 * columns, 2.5 * len(shown) + 1.2), dpi=110, layout="constrained")
+    axes = figure.subplots(len(shown), columns, squeeze=False)
+    for line, place in zip(axes, shown, strict=True):
+        row = rows[place]
+        view, present = _view(store, row), store.rater_mask(row)
+        alone = [np.where(np.arange(m.raters)[:, None, None] == rater, view.experts, 0) for rater in range(m.raters)]
+        titles = [f"z = {store.z[row]:g}", "all", *m.rater_labels]
+        for axis, title, masks in zip(line, titles, [0 * view.experts, view.experts, *alone], strict=True):
+            outlined(axis, replace(view, experts=masks), m.window)
+            axis.set_axis_off()
+            missing = title in m.rater_labels and not present[m.rater_labels.index(title)]
+            axis.set_title(title + " (missing)" * missing, fontsize=8, parse_math=False)
+    more = f", {len(shown)} of its {len(rows)} slices" if len(shown) < len(rows) else ""
+    figure.suptitle("\n".join(textwrap.wrap(f"{name} of {m.name}: {m.label}{more}", 28 * columns)), fontsize=9,
+                    parse_math=False)  # fmt: skip
     return figure
+
+
+def _view(store: Store, row: int) -> View:
+    """A slice as it is kept, in colours where it has three channels of 8 bits."""
+    image, (_, y, x) = store.image(row), store.spacing(row)
+    colours = image.dtype == np.uint8 and len(image) == len("RGB")
+    aspect = y / x if y / x > 0 else 1.0
+    return View("", np.moveaxis(image, 0, -1) if colours else image[0], store.annotations(row), {}, aspect)
+
+
+def _short(name: str) -> str:
+    """The end of a long name: what tells one image from the next stands there."""
+    name = PurePath(name).name if is_image(name) else name.removeprefix("LIDC-IDRI-")
+    return name if len(name) <= LONGEST else f"...{name[3 - LONGEST :]}"
 
 
 def _spread(store: Store, count: int) -> np.ndarray:
@@ -492,7 +541,7 @@ def _legend(figure: Figure, handles: list, dark: bool = False) -> None:
 
 
 def _colour(rater: int) -> str:
-    return RATER_COLOURS[rater % len(RATER_COLOURS)]
+    return rater_colour(rater)
 
 
 def _line(rater: int) -> str:

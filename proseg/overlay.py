@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from proseg.colours import RATER_COLOURS
+from proseg.colours import rater_colour
 
 FEWEST_PIXELS = 2
 """Along an axis, of a mask that has a contour."""
@@ -47,7 +47,7 @@ def overlay(views: Sequence[View], experts: Sequence[str], *, window: tuple[floa
     for row, view in zip(axes, views, strict=True):
         for axis in row:
             axis.set_axis_off()
-        _outlined(row[0], view, window)
+        outlined(row[0], view, window)
         row[0].set_title(view.name, fontsize=8, parse_math=False)
     for axes_of, name in zip(axes.T[1:], maps, strict=True):
         top = max(1e-6, *(float(view.maps[name].max()) for view in views))
@@ -57,24 +57,26 @@ def overlay(views: Sequence[View], experts: Sequence[str], *, window: tuple[floa
         axes_of[0].set_title(name, fontsize=8)
         figure.colorbar(drawn[0], ax=axes_of.tolist(), shrink=0.7).ax.tick_params(labelsize=7)
     figure.suptitle("\n".join(textwrap.wrap(title, 38 * columns)), fontsize=9, parse_math=False)
-    handles = [Line2D([], [], color=_colour(number), label=name) for number, name in enumerate(experts)]
-    legend = figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=8)
-    for text in legend.get_texts():
-        text.set_parse_math(False)  # a name may hold a dollar
+    legend(figure, experts)
     return figure
 
 
-def _outlined(axis, view: View, window: tuple[float, float] | None) -> None:
+def legend(figure: Figure, raters: Sequence[str]) -> None:
+    """The raters' names and colours, below everything."""
+    handles = [Line2D([], [], color=rater_colour(number), label=name) for number, name in enumerate(raters)]
+    drawn = figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=8)
+    for text in drawn.get_texts():
+        text.set_parse_math(False)  # a name may hold a dollar
+
+
+def outlined(axis, view: View, window: tuple[float, float] | None) -> None:
+    """Draw a view: its image, the masks lightly filled, their outlines."""
     colours = (0, 255) if view.image.ndim == 3 else None
     low, high = colours or window or np.percentile(view.image, (1, 99))
     shown = ((view.image.astype(np.float32) - low) / max(high - low, 1e-6)).clip(0, 1)
     axis.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect=view.aspect)
     for number, mask in enumerate(view.experts):
         if mask.any() and min(mask.shape) >= FEWEST_PIXELS:
-            colour, levels = _colour(number), np.arange(mask.max()) + 0.5  # between one label and the next
+            colour, levels = rater_colour(number), np.arange(mask.max()) + 0.5  # between one label and the next
             axis.contourf(mask, [0.5, np.inf], colors=[colour], alpha=FILLED / len(view.experts))
             axis.contour(mask, levels, colors=colour, linewidths=1.0)
-
-
-def _colour(expert: int) -> str:
-    return RATER_COLOURS[expert % len(RATER_COLOURS)]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from proseg.colours import RATER_COLOURS
+from proseg.colours import rater_colour
 from proseg.errors import DataError
 from proseg.records import write_atomically
 
@@ -177,7 +177,7 @@ def _outlined(grey: np.ndarray, labels: np.ndarray, rater: int, size: tuple[int,
     from PIL import Image, ImageColor
 
     mask = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
-    colour = np.array(ImageColor.getrgb(RATER_COLOURS[rater % len(RATER_COLOURS)]), float)
+    colour = np.array(ImageColor.getrgb(rater_colour(rater)), float)
     tinted = np.where((mask > 0)[..., None], (1 - FILLED) * grey + FILLED * colour, grey)
     return np.where(_border(mask)[..., None], colour, tinted).round().astype(np.uint8)
 

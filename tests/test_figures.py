@@ -183,9 +183,9 @@ def test_draws_of_another_number_wear_no_raters_colour():
 
 
 def test_raters_beyond_the_colours_are_dashed():
-    figure = outlines(images(1), squares(1, 8), {})
+    figure = outlines(images(1), squares(1, 14), {})
     lines = [contour.get_linestyle()[0][1] for contour in contours(figure.axes[0])]
-    assert [dashes is not None for dashes in lines] == [False] * 6 + [True] * 2
+    assert [dashes is not None for dashes in lines] == [False] * 12 + [True] * 2
 
 
 def test_missing_raters_and_empty_masks_are_not_drawn_but_told():

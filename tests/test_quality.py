@@ -333,8 +333,9 @@ def test_a_rater_who_is_another_everywhere(tmp_path: Path):
 
 
 def test_raters_who_did_nothing(tmp_path: Path):
-    slices = [replace(one, annotations=squares(8, 0, 0), rater_mask=np.array([True, True, False])) for one in four()]
-    found = suspicious(made(tmp_path, slices))
+    masks = np.array([True, True, False])
+    slices = [replace(one, annotations=squares(8, 0, 0), rater_mask=masks) for one in four()]
+    found = suspicious(made(tmp_path, slices, sorted_raters=True))
     assert found["raters who annotated no slice"].examples == ("A3",)
     assert found["raters who drew nothing"].examples == ("A2",)
 
@@ -476,7 +477,7 @@ def test_a_report_tells_the_names_and_what_was_left_out(tmp_path: Path):
     names = {"rater_names": ("anna", "bert", "carl"), "channel_names": ("ct",)}
     text = page(replace(found, manifest=found.manifest.model_copy(update={"skipped": skipped, **names})), set())
     facts = dict(row for row in rows_of(text, "What it is") if len(row) == 2)
-    assert (facts["their names"], facts["channels"]) == ("A1 anna, A2 bert, A3 carl", "1 (ct)")
+    assert (facts["their names"], facts["channels"]) == ("anna, bert, carl", "1 (ct)")
     left_out = rows_of(text, "Left out")[2:]
     assert left_out[0] == ["slice 0.dcm", "it is damaged"]
     assert len(left_out) == 50
@@ -577,3 +578,22 @@ def test_a_report_that_failed_is_made_anew(tmp_path: Path, tiny_store: Store, mo
             kept(tiny_store, tmp_path)
     assert [path for path in (tmp_path / "quality").iterdir() if path.is_dir()] == []
     assert (kept(tiny_store, tmp_path) / "report.md").is_file()
+
+
+def test_masks_of_the_background_look_swapped(tmp_path: Path):
+    holes = ~squares(8, 0, 0).astype(bool)
+    holes[1:] = squares(8, 6, 4)[1:]
+    slices = [replace(one, annotations=holes) for one in four()]
+    found = suspicious(made(tmp_path, slices))["raters whose masks look swapped, object for background"]
+    assert (found.count, found.of, found.told) == (1, 3, True)
+    assert found.examples[0].startswith("A1: 8 of 8 masks")
+    assert "--invert" in found.note
+
+
+def test_an_unknown_spacing_is_said_and_nothing_is_measured_in_mm(tmp_path: Path):
+    unknown = (np.nan, np.nan, np.nan)
+    quality = measure(made(tmp_path, [replace(one, spacing=unknown) for one in four()]))
+    text = page(quality, set())
+    assert "z not known, y not known, x not known" in text
+    assert "mm²" not in text
+    assert not any("1 mm" in one.what for one in quality.suspicions)

@@ -78,7 +78,10 @@ def _numbers(facts: Facts) -> list[tuple[str, str]]:
     begun = f"{len(facts.trials)} of {study.trials}"
     found = [("study", facts.state), ("trials", f"{begun}: {counts}" if counts else begun)]
     if winner is not None:
-        found.append((f"best {metric} (validation)", f"{winner.objective:.4f}"))
+        scores = [trial.objective for trial in facts.trials if trial.objective is not None and trial.state != "failed"]
+        best = max(scores) if study.criterion.maximize else min(scores)
+        found.append((f"best {metric} of all trials (validation)", f"{best:.4f}"))
+        found.append((f"{metric} of the chosen {winner.name} (validation)", f"{winner.objective:.4f}"))
     if median is not None:
         found.append((f"median {metric} (validation)", f"{median:.4f}"))
     found += [

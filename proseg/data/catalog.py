@@ -4,6 +4,7 @@ Everything lies below one folder (`home`): `sources/NAME` holds files as they ca
 when they are first asked for, and `prepared/NAME` those that a user had prepared from files of his own.
 """
 
+import difflib
 import hashlib
 import re
 import shutil
@@ -207,6 +208,26 @@ def stores(home: Path) -> Iterator[tuple[Path, Manifest]]:
             except DataError:
                 continue
             yield path.parent, manifest
+
+
+def rows_of_case(store: Store, case: str) -> tuple[str, list[int]]:
+    """The name of a volume or image and its rows.
+
+    Args:
+        case: its whole name, or the end of it, in any case of letters.
+
+    Raises:
+        DataError: there is none, or there are several.
+    """
+    volumes = [*dict.fromkeys(store.volumes.tolist())]
+    found = [name for name in volumes if name == case] or [
+        name for name in volumes if name.casefold().endswith(case.casefold())
+    ]
+    if len(found) != 1:
+        near = found or difflib.get_close_matches(case, volumes, 5, 0.5) or volumes[:5]
+        what = f"{len(found)} are called so" if found else "there is no volume or image of this name"
+        raise DataError(f"--case {case}: {what}; there are {', '.join(near[:5])}" + " ..." * (len(near) > 5))
+    return found[0], [row for row, name in enumerate(store.volumes) if name == found[0]]
 
 
 def is_rendered_here(name: str) -> bool:

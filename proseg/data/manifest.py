@@ -98,6 +98,11 @@ class Manifest(Description):
     """How the images came to their size; None where nothing is known of it, as in older stores, or nothing was done."""
 
     @property
+    def rater_labels(self) -> tuple[str, ...]:
+        """What raters are called: their names, or A1, A2 ... where they have none."""
+        return self.rater_names or tuple(f"A{number + 1}" for number in range(self.raters))
+
+    @property
     def standardised(self) -> bool:
         """Whether pixels are kept in 8 bits and brought to zero mean and unit variance when they are used."""
         return self.window is None and self.dtype == "uint8"

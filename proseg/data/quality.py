@@ -62,8 +62,8 @@ class Quality:
 
     @property
     def raters(self) -> tuple[str, ...]:
-        """A1, A2, ..."""
-        return tuple(f"A{rater + 1}" for rater in range(self.manifest.raters))
+        """Names of the raters; A1, A2, ... where they have none."""
+        return self.manifest.rater_labels
 
     @property
     def drawn(self) -> np.ndarray:
@@ -177,13 +177,12 @@ def _of_masks(labels: np.ndarray, both: np.ndarray) -> dict[str, np.ndarray]:
     """The columns of `Facts` that masks tell."""
     areas = np.diagonal(both, axis1=2, axis2=3)  # [n, K, R]
     same = (both == areas[..., :, None]) & (both == areas[..., None, :])
-    border = np.zeros(labels.shape[:2], bool)
-    for edge in (labels[..., 0, :], labels[..., -1, :], labels[..., 0], labels[..., -1]):
-        border |= edge.any(-1)
+    edges = (labels[..., 0, :], labels[..., -1, :], labels[..., 0], labels[..., -1])
+    frame = (np.concatenate(edges, -1) > 0).mean(-1)
     shared, area = both.sum(1), areas.sum(1)  # [n, R, R], [n, R]
     others = shared.sum(2) - area
     apart = (area > 0) & (area.sum(1, keepdims=True) > area) & (others == 0)
-    return {"areas": areas.swapaxes(1, 2).copy(), "same": same.all(1), "border": border, "apart": apart}
+    return {"areas": areas.swapaxes(1, 2).copy(), "same": same.all(1), "frame": frame, "apart": apart}
 
 
 class _Sums:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from proseg.data.manifest import Manifest, Skipped
 from proseg.data.quality import Distances, Quality, highlights
+from proseg.data.raters import rare_raters
 from proseg.data.store import Store
 from proseg.data.suspicions import Suspicion
 from proseg.figures import area_ranks, contact_sheet, rank_shares, rater_matrix
@@ -28,7 +29,7 @@ def write_page(quality: Quality, store: Store, folder: Path) -> Path:
         picture = io.BytesIO()
         figure.savefig(picture, format="png")
         write_atomically(folder / name, picture.getvalue())
-    write_atomically(folder / REPORT, page(quality, set(figures)).encode())
+    write_atomically(folder / REPORT, page(quality, set(figures), rare_raters(store)).encode())
     return folder / REPORT
 
 
@@ -55,13 +56,13 @@ def _shown(quality: Quality) -> tuple[Distances, ...]:
     return quality.distances
 
 
-def page(quality: Quality, pictures: set[str]) -> str:
-    """report.md, with those of the pictures that there are."""
+def page(quality: Quality, pictures: set[str], rare: Sequence[str] = ()) -> str:
+    """report.md, with those of the pictures that there are, and what is said of rare raters."""
     m = quality.manifest
     sections = [
         _line(f"# Quality of {m.name}: {m.label}"),
         "\n".join(f"- {_line(text)}" for text in highlights(quality)),
-        _section("What it is", m, _facts(quality)),
+        _section("What it is", m, _facts(quality, rare)),
         _section("Samples", m, _picture(SAMPLES, pictures)),
         _section("Raters", m, _areas(quality)),
         _section("Distance between raters", m, _distances(quality, pictures)),
@@ -81,20 +82,22 @@ def _section(title: str, m: Manifest, content: str) -> str:
 # What it is
 
 
-def _facts(quality: Quality) -> str:
+def _facts(quality: Quality, rare: Sequence[str]) -> str:
     m = quality.manifest
     sides = zip("zyx", quality.spacing.T, strict=True)
     there = quality.present.sum(1)
     annotated = ", ".join(f"{n} in {_count((there == n).sum(), 'slice')}" for n in np.unique(there)[::-1])
-    window = f"{m.window[0]:g} to {m.window[1]:g}" if m.window else "none: the intensities came normalised"
-    names = [("their names", ", ".join(f"A{place + 1} {name}" for place, name in enumerate(m.rater_names)))]
+    window = "none: each channel of each image has zero mean and unit variance"
+    window = f"{m.window[0]:g} to {m.window[1]:g}" if m.window else window
     rows = [
         ("label", m.label), ("licence", m.licence), ("slices", m.slices), ("volumes", m.volumes),
         ("patients", m.patients), ("a case of the evaluation is", f"a {m.unit}"),
-        ("raters", f"{m.raters}, {_order(m)}"), *(names if m.rater_names else ()), ("raters who annotated", annotated),
+        ("raters", f"{m.raters}, {_order(m)}"), 
+        ("their names", ", ".join(m.rater_labels)), ("raters who annotated", annotated),
         ("image", f"{m.height} x {m.width} pixels, {m.dtype}"),
         ("channels", _named(m.channels, m.channel_names)), ("classes", m.classes), ("window", window),
         ("spacing, mm", ", ".join(f"{axis} {_range(values)}" for axis, values in sides)),
+        *(("note", note) for note in (*m.notes, *rare)),
         ("fingerprint", f"`{m.fingerprint}`"),
     ]  # fmt: skip
     return _table(("what", "value"), rows)
@@ -102,7 +105,7 @@ def _facts(quality: Quality) -> str:
 
 def _order(m: Manifest) -> str:
     return ("ranks, not people: sorted by area in every image" if m.sorted_raters
-            else "not sorted: A1 is the same rater everywhere")  # fmt: skip
+            else "not sorted: each is the same rater everywhere")  # fmt: skip
 
 
 def _named(count: int, names: Sequence[object]) -> str:
@@ -110,6 +113,8 @@ def _named(count: int, names: Sequence[object]) -> str:
 
 
 def _range(values: np.ndarray) -> str:
+    if np.isnan(values).any():
+        return "not known" if np.isnan(values).all() else f"not known of {np.isnan(values).sum()} slices"
     low, middle, high = np.percentile(values, (0, 50, 100))
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g} (median {middle:.4g})"
 
@@ -120,7 +125,7 @@ def _range(values: np.ndarray) -> str:
 def _areas(quality: Quality) -> str:
     m = quality.manifest
     square = quality.spacing[:, 1] * quality.spacing[:, 2]
-    units = {"pixels": np.ones(m.slices), "mm²": square}
+    units = {"pixels": np.ones(m.slices), **({} if np.isnan(square).any() else {"mm²": square})}
     tables = (_blocks(_line(f"Areas in {unit} ({m.label}):"), _areas_in(quality, size)) for unit, size in units.items())
     return _blocks("Means and percentiles are those of masks that are not empty.", *tables)
 

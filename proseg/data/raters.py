@@ -23,6 +23,6 @@ def rare_raters(store: Store) -> list[str]:
     return [
         f"rater {name!r} annotated {counts[fold, rater]} of the {len(trained[fold])} training slices of fold "
         f"{m.folds[fold].index}: little can be learnt of them"
-        for rater, name in enumerate(m.rater_names or [f"A{number + 1}" for number in range(m.raters)])
+        for rater, name in enumerate(m.rater_labels)
         if shares[fold := int(shares[:, rater].argmin()), rater] < RARE
     ]

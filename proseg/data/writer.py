@@ -217,7 +217,7 @@ class Tally:
         for fold in () if m.sorted_raters else m.folds:
             seen = np.any([self._annotated[patient] for patient in fold.train], axis=0)
             if not seen.all():
-                name = (m.rater_names or [f"A{number + 1}" for number in range(m.raters)])[int(seen.argmin())]
+                name = m.rater_labels[int(seen.argmin())]
                 raise DataError(
                     f"data set {m.name!r}: rater {name!r} has no mask in the training part of fold {fold.index}, so "
                     f"nothing is learnt of them there; leave the rater out with --drop-rater {name!r}"

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from proseg.data.images import files as files_of
 from proseg.data.images import stem
 from proseg.data.own.entries import PARTS, Entry, Files, Inventory, PartName, check_file, near_miss
 from proseg.data.own.manifest import named_columns
@@ -17,6 +18,8 @@ from proseg.data.tables import read_table
 from proseg.errors import DataError, Faults
 
 PATIENTS = "patients.csv"
+HEADERS = (".hdr", ".mhd", ".nhdr")
+"""Suffixes of files whose pixels lie in another file beside them."""
 
 
 def inventory(folder: Path) -> Inventory:
@@ -83,7 +86,9 @@ def _part_entries(
 def _by_stem(folder: Path, files: Files, faults: Faults) -> dict[str, Path]:
     """The files of a folder by their name without the type, in alphabetical order; none where there is no folder."""
     found: dict[str, Path] = {}
-    for path in _visible(folder) if folder.is_dir() else []:
+    there = _visible(folder) if folder.is_dir() else []
+    pixels = {other for path in there if path.suffix.lower() in HEADERS for other in files_of(path) if other != path}
+    for path in (path for path in there if path not in pixels):
         with faults.caught():
             files.check(path, str(path.parent))
             name = stem(path.name)
