@@ -738,6 +738,15 @@ def test_a_pixdim_that_is_no_size_is_refused_or_told_where_the_sform_says_all(tm
         assert "its pixdim, the size of a voxel, is" in refused(path, look=True)
 
 
+def test_two_forms_of_a_nifti_that_differ_are_told(tmp_path: Path):
+    image = nibabel.Nifti1Image(VOLUME.T, LPS)
+    for form, told in ((LPS, False), (RAS, True)):
+        image.set_qform(form, 1)
+        nibabel.save(image, tmp_path / "a.nii")
+        assert [note.startswith("its sform and its qform differ by 6 mm") for note in
+                images.look(tmp_path / "a.nii").notes] == [True] * told  # fmt: skip
+
+
 def test_the_thickness_of_a_single_slice_may_be_unknown(tmp_path: Path):
     path = write_nifti(tmp_path / "a.nii", VOLUME.T[:, :, :1], LPS)
     content = bytearray(path.read_bytes())
