@@ -11,7 +11,7 @@ import SimpleITK
 
 from proseg.data import images
 from tests.dicom import OBLIQUE, STRAIGHT, places, write_series
-from tests.images import LPS, RAS, write_nifti
+from tests.images import LPS, RAS, failing, write_nifti
 
 VOLUME = np.random.default_rng(0).integers(-900, 900, (4, 6, 7)).astype(np.int16)
 """[z, y, x]"""
@@ -166,9 +166,7 @@ def test_several_maps_lie_on_their_image(tmp_path: Path, kind: str):
 
 @pytest.mark.parametrize("name", ["axial_slice.dcm", "sagittal_slice.dcm"])
 def test_a_mask_of_a_single_dicom_image_opens_over_it(tmp_path: Path, name: str):
-    path = Path(__file__).parents[1] / "../shared/data/failing" / name
-    if not path.exists():
-        pytest.skip("the failing files are not here")
+    path = failing(name)
     picture = images.read(path)
     written = images.write_like(tmp_path / "mask", (picture.pixels > 0).astype(np.uint8), path)
     image, found = itk_image(path), itk_image(written)

@@ -19,8 +19,9 @@ from PIL import Image
 from proseg import sizes
 from proseg.data import images
 from proseg.data.images import picture
+from proseg.data.images.dicom_series import find_series
 from proseg.errors import ConfigError, DataError
-from tests.images import LPS, RAS, as_nobody, write_image, write_nifti, write_pages, write_scaling
+from tests.images import LPS, RAS, as_nobody, failing, write_image, write_nifti, write_pages, write_scaling
 
 FORMATS_2D = [
     "a.npy",
@@ -737,6 +738,15 @@ def test_a_pixdim_that_is_no_size_is_refused_or_told_where_the_sform_says_all(tm
         assert "its pixdim, the size of a voxel, is" in refused(path, look=True)
 
 
+def test_two_forms_of_a_nifti_that_differ_are_told(tmp_path: Path):
+    image = nibabel.Nifti1Image(VOLUME.T, LPS)
+    for form, told in ((LPS, False), (RAS, True)):
+        image.set_qform(form, 1)
+        nibabel.save(image, tmp_path / "a.nii")
+        assert [note.startswith("its sform and its qform differ by 6 mm") for note in
+                images.look(tmp_path / "a.nii").notes] == [True] * told  # fmt: skip
+
+
 def test_the_thickness_of_a_single_slice_may_be_unknown(tmp_path: Path):
     path = write_nifti(tmp_path / "a.nii", VOLUME.T[:, :, :1], LPS)
     content = bytearray(path.read_bytes())
@@ -853,3 +863,53 @@ def test_scaling_is_part_of_what_a_header_says(tmp_path: Path):
     assert images.look(path).whole
     write_scaling(path, 0.1, 0.0)
     assert not images.look(path).whole
+
+
+# Inputs that were once taken wrongly
+
+
+def test_a_picture_of_90_megapixels_is_read():
+    assert read(failing("p90M.png")).pixels.shape == (1, 9500, 9500)
+
+
+def test_a_tiff_of_64_bits_is_not_supported():
+    sentence = refused(failing("float64.tif"), look=True)
+    assert "not supported: 64-bit TIFF of floating point numbers" in sentence
+    assert "damaged" not in sentence
+
+
+def test_an_array_of_rows_columns_and_colours_is_asked_about():
+    path = failing("hwc.npy")
+    assert "say --axes yxc if the last one is channels" in refused(path, look=True)
+    assert images.read(path, axes="yxc").pixels.shape == (3, 36, 44)
+
+
+def test_a_turned_tiff_lies_as_the_masks_beside_it():
+    for path in sorted(failing("i_tif_orient3").glob("i*.tif")):
+        np.testing.assert_array_equal(read(path).pixels, read(path.with_suffix(".png")).pixels)
+        assert "its orientation tag (3) asks viewers to turn it" in images.look(path).notes[0]
+
+
+def test_the_indices_of_palette_masks_are_labels():
+    for path in sorted(failing("m_pal").glob("m*_*.png")):
+        assert set(np.unique(images.read(path, mask=True).pixels)) <= {0, 1}
+
+
+def test_slices_of_thick_and_thin_volumes_lie_the_same_way():
+    """Both are stored with columns to the right and rows to the front."""
+    for name in ("depth1_ras/i0.nii.gz", "depth1_ras/i1.nii.gz"):
+        path = failing(name)
+        stored = np.asarray(nibabel.load(path).dataobj)
+        np.testing.assert_array_equal(read(path).pixels[0, 0], stored[::-1, ::-1, 0].T)
+
+
+def test_a_saturated_ct_is_read():
+    found = read(failing("ct_saturated.dcm"))
+    assert (found.pixels.min(), found.pixels.max()) == (-1023, 65535 - 1024)
+
+
+def test_a_named_series_is_read_beside_a_broken_file():
+    folder = failing("bad_beside")
+    assert find_series(folder, ["1.2.3.4.5"]).read().pixels.shape == (1, 3, 64, 64)
+    with pytest.raises(DataError, match=r"bad\.dcm: its header has no Rows"):
+        images.look(folder)

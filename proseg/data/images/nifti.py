@@ -15,6 +15,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from proseg.data.images import orientation
+from proseg.data.images.channels import HALF_A_PIXEL
 from proseg.data.images.volumes import MM, Claim, Geometry, beside, is_gzip, opened
 from proseg.errors import DataError
 
@@ -182,6 +183,10 @@ def _geometry(path: Path, header: Nifti1Header, axes: int) -> tuple[Geometry, tu
         if not int(header["sform_code"]):
             raise DataError(f"{path}: {said}; mend the header, or save the file with the program that wrote it")
         notes = (f"{said}; where it lies is taken from its sform alone",)
+    elif int(header["sform_code"]) and int(header["qform_code"]) and not thickness_unknown:
+        apart = np.abs(np.asarray(header.get_sform()) - np.asarray(header.get_qform())).max()
+        if apart > HALF_A_PIXEL * pixdim.min():
+            notes = (f"its sform and its qform differ by {apart:.3g} mm; the sform counts here, not in every program",)
     unit = MM.get(str(header.get_xyzt_units()[0]), 1.0)
     with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is reported by who checks the place
         affine = orientation.TO_LPS @ np.diag([unit, unit, unit, 1.0]) @ _affine(header, axes)
