@@ -34,8 +34,8 @@ class Draws:
 class Method(nn.Module, ABC):
     """A segmentation model of several raters."""
 
-    reach = 0
-    """Cells, in each direction, of the features that a pixel of a map depends on beside its own cell's."""
+    reach: int
+    """Cells in each direction whose features a pixel of a map depends on, beside those of its own cell."""
 
     def __init__(self, config: TrainConfig, *, channels: int, raters: int, classes: int = 1):
         """Args:
@@ -57,7 +57,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def features(self, image: torch.Tensor) -> torch.Tensor:
-        """What the network makes of the images. Of overlapping tiles of one image they may be blended into its own.
+        """The trunk's features of the images; those of overlapping tiles of one image may be blended into its own.
         [B, C, H, W] -> [B, F, h, w], in cells of `config.model.patch` pixels"""
 
     @abstractmethod

@@ -49,7 +49,7 @@ class ProSeg(Method):
     (`model.use_tau = false`) the predictor is told nothing of the rater; without both it is a plain U-Net.
     """
 
-    reach = 2  # the predictor is two 3x3 convolutions
+    reach = 3  # heads and predictor are three 3x3 convolutions
 
     def __init__(self, config: TrainConfig, *, channels: int, raters: int, classes: int = 1):
         super().__init__(config, channels=channels, raters=raters, classes=classes)
@@ -137,12 +137,13 @@ class ProSeg(Method):
         return tau.take_along_dim(first, 3).squeeze(3)
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
-        return self.heads(self.trunk(image)).contiguous()
+        return self.trunk(image)
 
     def encoding(self, features: torch.Tensor, size: torch.Size) -> Encoding:
+        heads = self.heads(features).contiguous()
         if not self.config.model.use_z:
-            return Encoding(Posterior(features[:, None], features[:, None]), size)
-        heads = features.unflatten(1, (self.raters, 2, self.config.model.z_channels))
+            return Encoding(Posterior(heads[:, None], heads[:, None]), size)
+        heads = heads.unflatten(1, (self.raters, 2, self.config.model.z_channels))
         bounded = LOG_VARIANCE_BOUND * F.softsign(heads[:, :, 1] / LOG_VARIANCE_BOUND)
         return Encoding(Posterior(heads[:, :, 0], bounded), size)
 

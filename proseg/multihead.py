@@ -13,6 +13,8 @@ from proseg.unet import Trunk, from_cells
 class MultiHeadUNet(Method):
     """Every rater's head is two 3x3 convolutions, as wide as ProSeg's predictor."""
 
+    reach = 2
+
     def __init__(self, config: TrainConfig, *, channels: int, raters: int, classes: int = 1):
         super().__init__(config, channels=channels, raters=raters, classes=classes)
         m = config.model
@@ -27,11 +29,12 @@ class MultiHeadUNet(Method):
         return objective(Prediction(self.encode(batch.image)), batch, self.config.loss)
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
-        return self.heads(self.trunk(image))
+        return self.trunk(image)
 
     def encoding(self, features: torch.Tensor, size: torch.Size) -> torch.Tensor:
         """Logits [B, R, classes, H, W]."""
-        return from_cells(features, self.config.model.patch, size).unflatten(1, (self.raters, self.classes))
+        logits = from_cells(self.heads(features), self.config.model.patch, size)
+        return logits.unflatten(1, (self.raters, self.classes))
 
     def each_rater(self) -> Draws:
         return Draws(torch.arange(self.raters, device=self.device)[None])

@@ -141,3 +141,34 @@ def of(low: float, high: float) -> Quote:
 )
 def test_a_cost_is_a_range_where_it_is_one(low: float, high: float, text: str):
     assert render.cost(of(low, high)) == text
+
+
+# Long work
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(2.0, ["about 2 min for all 60"]), (0.9, [])])
+def test_long_work_is_told_in_a_pipe_every_tenth_and_quoted_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], seconds: float, said: list[str]
+):
+    clock = iter(range(1000))
+    monkeypatch.setattr("cli.render.time.monotonic", lambda: seconds * next(clock))
+    monkeypatch.setattr(render, "err", Console(stderr=True, width=200))
+    assert list(render.track()(iter(range(60)), 60, "Segmenting slices")) == list(range(60))
+    told = capfd.readouterr().err.splitlines()
+    assert told[0] == "Segmenting slices: 60"
+    assert [line for line in told if "about" in line] == said
+    assert [line for line in told if "%" in line] == [
+        f"Segmenting slices: {done} of 60 ({100 * done // 60} %)" for done in range(6, 61, 6)
+    ]
+
+
+@pytest.mark.parametrize("total", [1, 3, 7])
+def test_short_work_is_told_to_its_end(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, total: int):
+    monkeypatch.setattr(render, "err", Console(stderr=True, width=200))
+    assert len(list(render.track()(range(total), total, "Reading"))) == total
+    assert capfd.readouterr().err.splitlines()[-1] == f"Reading: {total} of {total} (100 %)"
+
+
+def test_work_in_quiet_says_nothing(capfd: pytest.CaptureFixture[str]):
+    assert list(render.track(quiet=True)(range(3), 3, "Reading")) == [0, 1, 2]
+    assert capfd.readouterr().err == ""

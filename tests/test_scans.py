@@ -30,6 +30,7 @@ from tests.studies import random_export
 
 TILE = 16
 THRESHOLD = 10.0
+FAILING = Path(__file__).parents[1] / ".." / "shared" / "data" / "failing"
 
 
 class Bright(ExportedModel):
@@ -283,6 +284,16 @@ def test_a_table_as_pandas_writes_it(tmp_path: Path, fake: Fake, suffix: str):
     mask = load(tmp_path / "out/001/expert_1_ann.nii.gz")
     assert mask[13 - 8 : 13 + 8, 22 - 8 : 22 + 8, 2].all()
     assert mask.sum() == 16 * 16
+
+
+@pytest.mark.skipif(not FAILING.is_dir(), reason="the shared folder of small inputs is not here")
+def test_small_inputs_that_were_refused_wrongly_or_ended_in_a_traceback(tmp_path: Path, fake: Fake, folder: Path):
+    record = predict(fake(), [FAILING / "points_float.csv"], tmp_path / "out", samples=1)
+    assert [one["name"] for one in record["inputs"]] == ["001", "2"]
+    assert record["inputs"][0]["at"] == {"point": "13,22,2", "crop": [16, 16], "slices": 1}
+    model = proseg.load(folder)
+    model.config = model.config.with_values({"model.width": 8, "model.patch": 2})
+    refused(model, [FAILING / "tiny_2x2.nii.gz"], tmp_path / "none", "has 2 x 2 pixels, .* must have at least 3")
 
 
 def test_columns_of_channels_may_be_in_capitals(tmp_path: Path, fake: Fake):
