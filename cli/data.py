@@ -125,7 +125,7 @@ def _tell(prepared: "Prepared", source: str, name: str, *, as_json: bool) -> Non
         return
     if not prepared.anew:
         render.line(f"{name} had been prepared from these files already; nothing was done")
-    for text in [*_summary(store), *(f"suspicious: {one.summary}: {one.note}" for one in odd)]:
+    for text in [*_summary(store), *(f"suspicious: {one.summary} ({one.examples[0]}): {one.note}" for one in odd)]:
         render.line(text)
     if template is None and not shipped:
         render.line(f"{space} is there already and was left alone")

@@ -21,7 +21,7 @@ CROPPED = "only the {} x {} pixels about {} were segmented, in {} slice(s); ever
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A folder that `best --export` wrote.")],
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT",
-                                                help="Images: NIfTI, NRRD, PNG, TIFF or NPY files, folders of a DICOM "
+                                                help="Images: NIfTI, NRRD, MetaImage, PNG, JPEG, TIFF, NPY files, DICOM "
                                                      "series; a file for each channel, joined by commas; or a CSV or "
                                                      "Parquet table of them.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Write into this folder, a folder for each input.")],
@@ -39,6 +39,9 @@ def predict(
     series: Annotated[list[str] | None, typer.Option(metavar="UID",
                                                      help="Which series of a DICOM folder with several; may be "
                                                           "repeated.")] = None,
+    axes: Annotated[str | None, typer.Option(metavar="WORD",
+                                             help="What the axes of NPY files and TIFF pages are, a letter each: z, y, "
+                                                  "x and c (channels), as in yxc.")] = None,
     device: Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace a prediction that stands there.")] = False,
     as_json: Json = False,
@@ -58,7 +61,7 @@ def predict(
         try:
             record = segment(
                 proseg.load(model, device=device), inputs, out, samples=samples, seed=seed, at=at, series=series or (),
-                draws=0 if no_uncertainty else draws or DRAWS, force=force, origin=str(model.resolve()),
+                axes=axes, draws=0 if no_uncertainty else draws or DRAWS, force=force, origin=str(model.resolve()),
                 track=render.track(quiet=as_json),
             )  # fmt: skip
         except KeyboardInterrupt:

@@ -84,8 +84,8 @@ class Found:
 
 def predict(
     model: ExportedModel, inputs: Sequence[str | Path], out: Path, *, samples: int = 16, seed: int = 0,
-    draws: int = DRAWS, at: str | None = None, series: Sequence[str] = (), force: bool = False, origin: str = "",
-    track: Track = silent,
+    draws: int = DRAWS, at: str | None = None, series: Sequence[str] = (), axes: str | None = None, force: bool = False,
+    origin: str = "", track: Track = silent,
 ) -> dict[str, Any]:  # fmt: skip
     """Segment images into a folder, whole or not at all.
 
@@ -102,6 +102,7 @@ def predict(
         at: a point of the one image, as `proseg.scans.POINT` says: only a crop about it is segmented, and the rest is
             left empty.
         series: UIDs that say which series is meant in DICOM folders with several.
+        axes: what the axes of arrays and TIFF pages are (`proseg.data.images.look`), where they do not say.
         force: replace an earlier prediction in `out`.
         origin: where the model comes from, for the record.
         track: shows the progress, by slices of all images.
@@ -114,7 +115,7 @@ def predict(
         DataError: naming the input that cannot be segmented, or why `out` cannot be written.
     """
     task = _task(model, Asked(samples, seed, draws))
-    scans = find(inputs, model.data.get("channel_names") or (), series=series, at=at)
+    scans = find(inputs, model.data.get("channel_names") or (), series=series, at=at, axes=axes)
     names = _names(scans)
     headers = [scan.look() for scan in scans]
     for scan, header in zip(scans, headers, strict=True):

@@ -53,12 +53,14 @@ class ImageFile:
     """A file of `proseg.data.images`."""
 
     path: Path
+    axes: str | None = None
+    """What its axes are, of an array that does not say so; see `proseg.data.images.look`."""
 
     def look(self) -> Header:
-        return images.look(self.path)
+        return images.look(self.path, axes=self.axes)
 
     def read(self) -> Picture:
-        return images.read(self.path)
+        return images.read(self.path, axes=self.axes)
 
     def write_like(self, target: Path, maps: np.ndarray, *, classes: int = 1) -> Path:
         return images.write_like(target, maps, self.path, classes=classes)
@@ -155,7 +157,12 @@ class Scan:
 
 
 def find(
-    inputs: Sequence[str | Path], channels: Sequence[str], *, series: Sequence[str] = (), at: str | None = None
+    inputs: Sequence[str | Path],
+    channels: Sequence[str],
+    *,
+    series: Sequence[str] = (),
+    at: str | None = None,
+    axes: str | None = None,
 ) -> list[Scan]:
     """What these inputs are, no pixel read yet.
 
@@ -164,11 +171,14 @@ def find(
         channels: their names, in the order in which the model takes them; empty where they have none.
         series: UIDs of DICOM series, for folders with several.
         at: a point, if there is one input.
+        axes: of the files that do not say what their axes are.
 
     Raises:
         DataError: naming the input that is not there, or is nothing that can be read, or a series that no input has.
     """
     scans = [scan for one in inputs for scan in _found(str(one), channels, series)]
+    if axes is not None:
+        scans = [replace(scan, pieces=tuple(_with_axes(piece, axes) for piece in scan.pieces)) for scan in scans]
     _check_series(scans, series)
     if at is None:
         return scans
@@ -211,6 +221,12 @@ def _piece(path: Path, series: Sequence[str]) -> Piece:
     if path.is_dir() or is_dicom_file(path):
         return find_series(path, series)
     raise DataError(f"{path}: images must be {images.KNOWN}, or DICOM")
+
+
+def _with_axes(piece: Piece, axes: str) -> ImageFile:
+    if isinstance(piece, Series):
+        raise DataError(f"--axes {axes}: {piece.path} is a DICOM series, which says what its axes are; leave it out")
+    return ImageFile(piece.path, axes)
 
 
 def _name(path: Path) -> str:

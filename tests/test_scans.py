@@ -455,6 +455,27 @@ def test_python_says_what_the_command_writes(tmp_path: Path, folder: Path, frami
     assert said.samples.shape == (2, 21, 40)
 
 
+# Axes
+
+
+def test_axes_that_are_named_are_those_of_the_image_and_the_record_says_how_it_was_read(tmp_path: Path, fake: Fake):
+    path = write_image(tmp_path / "a.npy", values((20, 24, 3)))
+    refused(fake(channels=3), [path], tmp_path / "out", "--axes yxc")
+    record = predict(fake(channels=3), [path], tmp_path / "out", samples=1, axes="yxc")
+    assert record["inputs"][0]["shape"] == [20, 24]
+    write_series(tmp_path / "ct", values((3, 9, 8)))
+    refused(fake(), [tmp_path / "ct"], tmp_path / "none", "is a DICOM series, which says", axes="zyx")
+
+
+def test_what_was_taken_in_one_of_two_ways_is_noted(tmp_path: Path, folder: Path):
+    write_image(tmp_path / "a.npy", values((3, 20, 24)))
+    command = ["predict", str(folder), str(tmp_path / "a.npy"), "--samples", "1", "--draws", "8"]
+    run = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "out")])
+    assert run.exit_code == 0, run.output
+    (note,) = json.loads((tmp_path / "out" / RECORD).read_text())["inputs"][0]["notes"]
+    assert f"  note: {note}" in run.stdout
+
+
 # The command
 
 
