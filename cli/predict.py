@@ -21,7 +21,7 @@ CROPPED = "only the {} x {} pixels about {} were segmented, in {} slice(s); ever
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A folder that `best --export` wrote.")],
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT",
-                                                help="Images: NIfTI, NRRD, MetaImage, PNG, JPEG, TIFF, NPY files, DICOM "
+                                                help="Images: NIfTI, NRRD, MHA, PNG, JPEG, TIFF, NPY files, DICOM "
                                                      "series; a file for each channel, joined by commas; or a CSV or "
                                                      "Parquet table of them.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Write into this folder, a folder for each input.")],
