@@ -33,7 +33,7 @@ data_app = typer.Typer(
 
 @data_app.command("prepare")
 def data_prepare(
-    source: Annotated[str, typer.Argument(help="What it is: lidc-dicom, lidc-pickle, npc or own.",
+    source: Annotated[str, typer.Argument(help="What it is: lidc-dicom, lidc-pickle, lidc-slices, npc or own.",
                                           autocompletion=offer(sources))],
     path: Annotated[Path, typer.Option("--from", metavar="PATH", readable=False, help="Where it lies: a folder, or a "
                                                                                       "file.")],
