@@ -96,7 +96,9 @@ def rendered(real: "Store") -> Iterator["Slice"]:
     rows_of = {(volume, z): row for row, (volume, z) in enumerate(zip(drawn.volumes, drawn.z.tolist(), strict=True))}
     for row in range(real.manifest.slices):
         one = real.slice(row)
-        nodule, k = embedded()[one.patient][key_of(one.annotations)]
+        place = embedded()[one.patient][key_of(one.annotations)]
+        assert place is not None  # or the slice would not be known as one of the papers'
+        nodule, k = place
         image = drawn.image(rows_of["/".join(map(str, nodule.ids)), float(nodule.z[k])])
         moved = _corner(one.annotations) - _corner(nodule.masks[k])
         rows, columns = (np.clip(np.arange(SIZE) - by, 0, SIZE - 1) for by in moved)

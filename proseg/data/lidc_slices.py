@@ -92,8 +92,8 @@ def _numbers(text: str) -> list[int]:
 def read(patient: Patient, *, selection: Selection) -> Part:
     """The selection's slices of one patient, each [1, H, W] uint8 with four raters sorted by area, the smallest first.
 
-    Where all chosen slices of a nodule are found among the embedded outlines, `z` is in mm; else it is the number in
-    the file's name. A slice whose files are missing or damaged, that is there twice, or in which nobody drew is left
+    Where all chosen slices of a nodule are found among the embedded outlines, `z` is in mm; otherwise it is the number
+    in the file's name. A slice whose files are missing or damaged, that is there twice, or in which nobody drew is left
     out.
     """
     name, skipped = patient.folder.name, []
@@ -142,39 +142,40 @@ def _slice(patient: str, nodule: str, file: str, image: np.ndarray, masks: np.nd
     return Slice(
         image=image,
         annotations=annotations,
-        rater_mask=annotations.any(axis=(1, 2)),
+        rater_mask=np.any(annotations, axis=(1, 2)),
         patient=patient,
         volume=f"{patient}/{nodule}",
         z=float(_numbers(file)[0]),
-        spacing=(place[0].slice_spacing, *[place[0].pixel_spacing] * 2) if place else UNKNOWN,
+        spacing=(place[0].slice_spacing, place[0].pixel_spacing, place[0].pixel_spacing) if place else UNKNOWN,
     )
 
 
 def _in_order(slices: Sequence[tuple[Slice, Place | None]]) -> list[Slice]:
-    """By ascending z, which is the embedded outlines' where they know all of these slices."""
-    if all(place for _, place in slices):
-        found = [replace(one, z=float(place[0].z[place[1]])) for one, place in slices if place]
-        return sorted(found, key=lambda one: one.z)
-    return [one for one, _ in slices]
+    """By ascending z: in mm where the embedded outlines tell all of these slices apart."""
+    found = {float(place[0].z[place[1]]): one for one, place in slices if place}
+    if len(found) < len(slices):
+        return [one for one, _ in slices]
+    return [replace(found[z], z=z) for z in sorted(found)]
 
 
 # The embedded outlines
 
 
 @cache
-def embedded() -> Mapping[str, Mapping[Key, Place]]:
-    """Where the slices of each patient lie, by what `key_of` says of their masks."""
-    places: dict[str, dict[Key, Place]] = defaultdict(dict)
+def embedded() -> Mapping[str, Mapping[Key, Place | None]]:
+    """Where the slices of each patient lie, by the `key_of` their masks; None where two slices have the same."""
+    places: dict[str, dict[Key, Place | None]] = defaultdict(dict)
     for nodule in load_nodules("inner"):
         for k, masks in enumerate(nodule.masks):
             if masks.any():
-                places[nodule.patient][key_of(masks)] = nodule, k
+                known, key = places[nodule.patient], key_of(masks)
+                known[key] = None if key in known else (nodule, k)
     return places
 
 
 def key_of(masks: np.ndarray) -> Key:
     """The same for masks [R, H, W] that differ in the place of their crop and the order of their raters alone."""
-    drawn = masks.any(axis=0)
-    rows, columns = (np.flatnonzero(drawn.any(axis=axis)) for axis in (1, 0))
-    tight = masks[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    drawn = np.argwhere(masks.any(axis=0))
+    (top, left), (bottom, right) = drawn.min(axis=0), drawn.max(axis=0)
+    tight = masks[:, top : bottom + 1, left : right + 1]
     return tight.shape, tuple(sorted(np.packbits(mask).tobytes() for mask in tight))
