@@ -1,7 +1,7 @@
 """What the embedded data are good for: the same training on rendered and on real images of the same slices.
 
     python -m benchmarks.rendered_vs_real --from LIDC-IDRI-slices --out FOLDER
-    python -m benchmarks.rendered_vs_real --out FOLDER --report
+    python -m benchmarks.rendered_vs_real --report
 
 The slices are the papers' whose real pixels are known (`data prepare lidc-slices`). Masks, patients and folds are the
 real files' in all arms; only the pixels differ:
@@ -12,7 +12,7 @@ real files' in all arms; only the pixels differ:
 
 Each arm trains the MODERN recipe on the training part of each fold and with each seed, on one thread; the weights after
 the last epoch are scored once on the fold's test part of every arm: nothing is selected. A run that stands in
-FOLDER/results.jsonl is not repeated, one whose weights lie in FOLDER is only scored.
+results/rendered_vs_real.jsonl is not repeated, one whose weights lie in FOLDER is only scored.
 """
 
 import argparse
@@ -26,12 +26,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
-from proseg.records import append_line, read_lines
+from benchmarks.studies import keep, read
 
 if TYPE_CHECKING:
     from proseg.data.case import Slice
     from proseg.data.store import Store
 
+NAME = "rendered_vs_real"
 SAMPLES = 50
 SIZE = 128
 ARMS = ("real", "rendered", "stretched")
@@ -42,7 +43,6 @@ COLUMNS = {"ged": "GED, S = 4", "prior_ged": "GED, S = 50", "dice_mean": "D_mean
 
 def main() -> None:
     options = _options()
-    results = options.out / "results.jsonl"
     wanted = [
         {"arm": arm, "fold": fold, "seed": seed, "epochs": options.epochs, "crop": options.crop}
         for arms in (ARMS[:2], ARMS[2:])
@@ -50,15 +50,15 @@ def main() -> None:
         for fold in range(4)
         for arm in arms
     ]
-    left = [one for one in wanted if not any(one.items() <= record.items() for record in read_lines(results))]
+    left = [one for one in wanted if not any(one.items() <= record.items() for record in read(NAME))]
     if left and not options.report:
         stores = make_stores(options.source, options.out)
         for one in left:
             record = run(one, stores, options.out)
-            append_line(results, record)
+            keep(NAME, record)
             own = record["on"][one["arm"]]
             print(one, *(f"{name} {own[name]:.4f}" for name in COLUMNS), f"{record['cpu']} CPU-s", flush=True)
-    print(table(read_lines(results)))
+    print(table(read(NAME)))
 
 
 def make_stores(files: Path, out: Path) -> dict[str, "Store"]:
@@ -215,14 +215,14 @@ def _interval(values: np.ndarray) -> str:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="source", type=Path, help="the folder LIDC-IDRI-slices")
-    parser.add_argument("--out", type=Path, required=True, help="data, weights and results")
+    parser.add_argument("--out", type=Path, help="a folder for data and weights")
     parser.add_argument("--report", action="store_true", help="only the tables of what is there")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--crop", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
-    if not options.source and not options.report:
-        parser.error("--from is needed, except with --report")
+    if not options.report and not (options.source and options.out):
+        parser.error("--from and --out are needed, except with --report")
     return options
 
 

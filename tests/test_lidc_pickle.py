@@ -131,8 +131,7 @@ def test_arrays_are_read_as_numpy_does(path: Path, kind: str, order: Any, protoc
     array = np.asarray(np.arange(24).reshape(2, 3, 4), dtype=kind, order=order)
     found = plain_pickle.read(write(path, {"a": [array, array]}, protocol))["a"]
     for each in found:
-        np.testing.assert_array_equal(array_of(each), array)
-        assert array_of(each).dtype == array.dtype
+        np.testing.assert_array_equal(array_of(each), array, strict=True)
 
 
 def test_other_plain_values_are_read(path: Path):
