@@ -11,7 +11,7 @@ from pathlib import Path
 
 DATA_SETS = ("lidc-contours", "lidc-contours-all", "npc")
 """`proseg.data.catalog.NAMES`, whose import takes longer than a shell should wait."""
-SOURCES = ("lidc-dicom", "lidc-pickle", "npc", "own")
+SOURCES = ("lidc-dicom", "lidc-pickle", "lidc-slices", "npc", "own")
 """The keys of `proseg.data.kinds.KINDS`."""
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*", re.ASCII)
 """What a shell takes for one word that means nothing else: zsh evaluates what it is offered."""

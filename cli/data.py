@@ -29,13 +29,13 @@ PICTURES = (".png", ".svg", ".pdf", ".jpg")
 SKIPPED_SHOWN = 5
 
 data_app = typer.Typer(
-    help="Data sets: prepare, check and list them, look at them, write a stand-in.", no_args_is_help=True
+    help="Data sets: prepare, check, list and remove them, look at them, write a stand-in.", no_args_is_help=True
 )
 
 
 @data_app.command("prepare")
 def data_prepare(
-    source: Annotated[str, typer.Argument(help="What it is: lidc-dicom, lidc-pickle, npc or own.",
+    source: Annotated[str, typer.Argument(help="What it is: lidc-dicom, lidc-pickle, lidc-slices, npc or own.",
                                           autocompletion=offer(sources))],
     path: Annotated[Path, typer.Option("--from", metavar="PATH", readable=False, help="Where it lies: a folder, or a "
                                                                                       "file.")],
@@ -182,6 +182,39 @@ def data_list(as_json: Json = False) -> None:
         from proseg.data.catalog import listing
 
         render.listing(listing(workspace()), as_json=as_json)
+
+
+@data_app.command("remove")
+def data_remove(
+    name: DataName,
+    force: Annotated[bool, typer.Option("--force", help="Even if studies were made on it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete a prepared data set from the workspace; the files it was prepared from stay."""
+    with user_errors():
+        from orchestrator.disk import used
+        from orchestrator.study import read_state, studies_on
+        from orchestrator.workspace import workspace
+        from proseg.data.catalog import folders_of, remove
+        from proseg.errors import DataError
+
+        home = workspace()
+        folders = folders_of(name, home)
+        studies = studies_on(home, folders)
+        if running := [study.name for study in studies if read_state(study) == "running"]:
+            raise DataError(f"{name} is read by a running study ({', '.join(running)}): end it first with "
+                            f"`proseg-tune stop {running[0]}`")  # fmt: skip
+        if studies and not force:
+            raise DataError(f"{name} is used by {', '.join(study.name for study in studies)}, which could no longer be "
+                            "resumed, retrained or verified: add --force to remove it nevertheless")  # fmt: skip
+        freed = sum(map(used, folders))
+        remove(name, home)
+        if as_json:
+            render.json({"name": name, "removed": [str(folder) for folder in folders], "bytes": freed,
+                         "studies": [study.name for study in studies]})  # fmt: skip
+            return
+        render.line(f"{name} was removed, {freed / 1e6:.1f} MB are free again; the files it was prepared from are as "
+                    "they were")  # fmt: skip
 
 
 @data_app.command("show")

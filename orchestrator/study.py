@@ -11,8 +11,8 @@ import platform
 import re
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -270,6 +270,18 @@ def find_study(home: Path, name: str | None) -> Study:
             raise StudyError(f"there is no study {name!r} in {home}; there are {', '.join(sorted(folders))}")
         return read_study(folders[name])
     return _latest(list(folders.values()))
+
+
+def studies_on(home: Path, folders: Collection[Path]) -> list[Study]:
+    """The readable studies of a workspace that search on, or end with, the data in one of its folders."""
+    places = {folder.parts[-2:] for folder in folders}  # within the workspace, which may have been moved
+    found = []
+    for path in sorted(studies_folder(home).glob(f"*/{MANIFEST}")):
+        with suppress(StudyError):
+            study = read_study(path.parent)
+            refs = (study.data, *(final.data for final in study.finals if final.data))
+            found += [study] if any(ref.folder.parts[-2:] in places for ref in refs) else []
+    return found
 
 
 def _latest(folders: list[Path]) -> Study:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from benchmarks import (
     metrics,
     overhead,
     quality,
+    rendered_vs_real,
     samples,
     step,
     studies,
@@ -31,7 +33,11 @@ from orchestrator.control import stop_requested
 from orchestrator.results import Trial, TrialLog, read_trials
 from orchestrator.study import Study, read_study
 from proseg.config import TrainConfig
+from proseg.data import catalog
 from proseg.data.batches import Batch
+from proseg.data.case import Slice
+from proseg.data.lidc_contours import rank_by_area
+from proseg.data.lidc_slices import embedded
 from proseg.data.store import Store
 from proseg.generate import sample_prior
 from proseg.metrics import set_metrics
@@ -336,3 +342,49 @@ def test_the_search_is_compared_with_random_configurations(tmp_path: Path):
     lines = (tmp_path / "kept.jsonl").read_text().splitlines()
     assert [len(json.loads(line)["values"]) for line in lines] == [6, 2]
     assert "2 random configurations of 3 epochs" in said
+
+
+# Rendered and real
+
+
+def test_grey_levels_are_stretched_as_those_of_the_real_crops_are():
+    image = np.array([[[-1000, -300, 400]]], np.int16)
+    assert rendered_vs_real.stretch(image).tolist() == [[[0, 128, 255]]]
+    assert rendered_vs_real.stretch(np.full((1, 2, 2), 7, np.int16)).max() == 0
+
+
+def test_a_rendered_image_lies_where_the_real_masks_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What stands for the rendering is bright inside the outlines: so it must be inside the moved masks."""
+    (nodule, k) = next(
+        place for places in embedded().values() for place in places.values() if place and place[0].in_paper[place[1]]
+    )
+
+    def one_slice(image: np.ndarray, masks: np.ndarray, volume: str) -> Any:
+        one = Slice(image, masks, masks.any((1, 2)), nodule.patient, volume, float(nodule.z[k]), (1.0, 1.0, 1.0))
+        return SimpleNamespace(
+            manifest=SimpleNamespace(slices=1), slice=lambda row: one, image=lambda row: one.image,
+            volumes=np.array([volume]), z=np.array([one.z]),
+        )  # fmt: skip
+
+    masks = rank_by_area(nodule.masks[k])
+    drawn = one_slice(masks.any(0)[None].astype(np.int16), masks, "/".join(map(str, nodule.ids)))
+    monkeypatch.setattr(catalog, "open_data", lambda *_, **__: drawn)
+    monkeypatch.setenv("PROSEG_HOME", str(tmp_path))
+    moved = np.roll(masks, (4, -3), (1, 2))
+    (found,) = rendered_vs_real.rendered(one_slice(np.zeros((1, 128, 128), np.uint8), moved, "x/nodule-0"))
+    assert np.array_equal(found.image[0] > 0, moved.any(0))
+    assert np.array_equal(found.annotations, moved)
+
+
+def test_rendered_and_real_are_compared_in_pairs():
+    def record(arm: str, fold: int, own: float, other: float) -> dict[str, Any]:
+        on = {tested: dict.fromkeys(rendered_vs_real.COLUMNS, own if tested == arm else other)
+              for tested in rendered_vs_real.ARMS}  # fmt: skip
+        facts = {"label": rendered_vs_real.LABELS[arm], "train_slices": 9, "test_slices": 3, "cpu": 1.0}
+        return {"arm": arm, "fold": fold, "seed": 0, "on": on, **facts}
+
+    records = [record("real", 0, 0.2, 0.3), record("rendered", 0, 0.1, 0.5), record("real", 1, 0.4, 0.5)]
+    table = rendered_vs_real.table([*records, record("rendered", 1, 0.3, 0.7)])
+    assert "| real CT | real CT | 2 | 0.300 ± 0.100 |" in table
+    assert "| real CT minus simulated intensities, each on its own | 2 | +0.100 ± 0.000 |" in table
+    assert "| on real CT: trained on simulated intensities minus trained on real CT | 2 | +0.300 ± 0.000 |" in table

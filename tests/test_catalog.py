@@ -12,7 +12,11 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from filelock import FileLock
+from typer.testing import CliRunner, Result
 
+from cli.app import app
+from orchestrator.study import write_state
 from proseg.data import catalog
 from proseg.data.case import Slice
 from proseg.data.catalog import NAMES, Prepared, listing, missing, npc_folder, open_data, prepare_named
@@ -20,6 +24,7 @@ from proseg.data.kinds import Choices
 from proseg.data.reading import silent
 from proseg.data.store import ARROW, MANIFEST, Description, Store, write
 from proseg.errors import DataError
+from tests.studies import make_store, make_study
 
 
 @pytest.fixture
@@ -395,3 +400,86 @@ def test_own_data_are_asked_for_all_that_was_said(tmp_path: Path, home: Path):
 def test_an_option_of_another_source_is_refused(tmp_path: Path, home: Path, kind: str, choices: dict, told: str):
     with pytest.raises(DataError, match=told):
         prepare_named(kind, tmp_path, "mr", home, Choices(**choices))
+
+
+# Removing
+
+
+def data_of(home: Path, name: str) -> Path:
+    """A prepared data set, and what an interrupted preparation of that name would leave."""
+    store = make_store(home / "prepared" / name)
+    (home / "prepared" / f".{name}.partial").mkdir()
+    return store.folder
+
+
+def test_a_data_set_is_removed_with_its_remains_and_nothing_else(tmp_path: Path):
+    folder, other = data_of(tmp_path, "eyes"), data_of(tmp_path, "eyes-2")
+    unfinished = tmp_path / "prepared" / ".eyes.partial"
+    assert catalog.folders_of("eyes", tmp_path) == [folder, unfinished]
+    catalog.remove("eyes", tmp_path)
+    assert not folder.exists()
+    assert not unfinished.exists()
+    assert other.exists()
+    assert (tmp_path / "prepared" / ".eyes-2.partial").exists()
+    with pytest.raises(DataError, match=r"no prepared data set 'eyes' in .*; there are: eyes-2"):
+        catalog.remove("eyes", tmp_path)
+
+
+def test_what_was_rendered_is_rendered_anew_after_it_was_removed(tmp_path: Path, preparations: list):
+    for name in ("lidc-contours", "lidc-contours-all", "lidc-contours"):
+        open_data(name, tmp_path)
+    catalog.remove("lidc-contours", tmp_path)
+    with pytest.raises(DataError, match="nothing to remove: lidc-contours has not been prepared"):
+        catalog.remove("lidc-contours", tmp_path)
+    for name in ("lidc-contours", "lidc-contours-all"):
+        open_data(name, tmp_path)
+    assert [name for name, _ in preparations] == ["lidc-contours", "lidc-contours-all", "lidc-contours"]
+
+
+def test_removing_npc_leaves_its_files(tmp_path: Path):
+    write_npc(npc_folder(tmp_path))
+    store = open_data("npc", tmp_path)
+    catalog.remove("npc", tmp_path)
+    assert not store.folder.exists()
+    assert missing("npc", tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["..", "../prepared/eyes", "*", ".eyes.partial", ""])
+def test_only_a_name_can_be_removed(tmp_path: Path, name: str):
+    folder = data_of(tmp_path, "eyes")
+    with pytest.raises(DataError, match="no prepared data set"):
+        catalog.remove(name, tmp_path)
+    assert folder.exists()
+
+
+def test_what_is_being_prepared_is_not_removed(tmp_path: Path):
+    folder = data_of(tmp_path, "eyes")
+    with FileLock(tmp_path / "prepared" / ".eyes.lock"), pytest.raises(DataError, match="is being prepared"):
+        catalog.remove("eyes", tmp_path)
+    assert folder.exists()
+
+
+def test_the_studies_that_use_a_data_set_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PROSEG_HOME", str(tmp_path))
+    folder = data_of(tmp_path, "eyes")
+    studies = [make_study(tmp_path, Store(folder), name=name) for name in ("s1", "s2")]
+    make_study(tmp_path, Store(data_of(tmp_path, "other")), name="s3")
+
+    def remove(*options: str) -> Result:
+        return CliRunner().invoke(app, ["data", "remove", "eyes", *options])
+
+    refused = remove()
+    assert refused.exit_code == 2
+    assert "used by s1, s2" in refused.stderr
+    write_state(studies[1], "running")
+    refused = remove("--force")
+    assert refused.exit_code == 2
+    assert "running study (s2)" in refused.stderr
+    assert folder.exists()
+    write_state(studies[1], "finished")
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    removed = remove("--force", "--json")
+    assert removed.exit_code == 0, removed.output
+    assert not folder.exists()
+    told = json.loads(removed.stdout)
+    assert (told["bytes"], told["studies"]) == (size, ["s1", "s2"])

@@ -37,7 +37,7 @@ from tests.studies import (
 )
 
 STUDIES = ["launch", "resume", "stop", "explain", "best", "compare", "report", "status", "ui"]
-COMMANDS = [*STUDIES, "data", "data list", "data show", "data standin", "data prepare", "data check"]
+COMMANDS = [*STUDIES, "data", "data list", "data show", "data standin", "data prepare", "data check", "data remove"]
 SLOW_IMPORTS = ("torch", "ray", "mlflow", "optuna")
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from proseg.data.kinds import Choices, find_kind
 from proseg.data.manifest import MANIFEST, Description, Manifest, read_manifest
@@ -228,6 +228,45 @@ def rows_of_case(store: Store, case: str) -> tuple[str, list[int]]:
         what = f"{len(found)} are called so" if found else "there is no volume or image of this name"
         raise DataError(f"--case {case}: {what}; there are {', '.join(near[:5])}" + " ..." * (len(near) > 5))
     return found[0], [row for row, name in enumerate(store.volumes) if name == found[0]]
+
+
+def folders_of(name: str, home: Path) -> list[Path]:
+    """The folders of the workspace that hold a data set, or what is left of a preparation that was not finished.
+
+    Raises:
+        DataError: there are none, or this is no name.
+    """
+    patterns = [prepared_folder(name, home)] if NAME.fullmatch(name) else []
+    if name in NAMES:
+        patterns.append(home / "data" / (f"{name}-v*" if name in _CONTOURS else f"{name}-*"))
+    both = [one for pattern in patterns for one in (pattern, unfinished(pattern))]
+    found = [path for pattern in both for path in sorted(pattern.parent.glob(pattern.name)) if path.is_dir()]
+    if not found and name in NAMES:
+        raise DataError(f"there is nothing to remove: {name} has not been prepared in {home}")
+    if not found:
+        names = ", ".join(_prepared_names(home)) or "none"
+        raise DataError(f"there is no prepared data set {name!r} in {home}; there are: {names}")
+    return found
+
+
+def remove(name: str, home: Path) -> None:
+    """Delete the folders of a data set; the files that it was prepared from stay.
+
+    Raises:
+        DataError: there are none, or it is being prepared at this moment.
+    """
+    for folder in folders_of(name, home):
+        place = folder.name.removeprefix(".").removesuffix(".partial")
+        try:
+            with FileLock(folder.with_name(f".{place}.lock"), timeout=0):
+                left = unfinished(folder.with_name(place))
+                if folder != left:
+                    shutil.rmtree(left, ignore_errors=True)
+                    folder.rename(left)  # an interruption leaves no damaged data set, but an unfinished one
+                if left.exists():
+                    shutil.rmtree(left)
+        except Timeout:
+            raise DataError(f"{name} is being prepared by another process: wait for it, or end that first") from None
 
 
 def is_rendered_here(name: str) -> bool:

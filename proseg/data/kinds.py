@@ -111,6 +111,12 @@ def _lidc_pickle(path: Path, name: str, choices: Choices, track: Track) -> Sourc
     return source(path)
 
 
+def _lidc_slices(path: Path, name: str, choices: Choices, track: Track) -> Source:
+    from proseg.data.lidc_slices import source
+
+    return source(path, selection=choices.selection or "paper")
+
+
 def _own(path: Path, name: str, choices: Choices, track: Track) -> Source:
     from proseg.data.own import source
 
@@ -124,6 +130,7 @@ KINDS = {
         Kind("lidc-dicom", "a folder of LIDC-IDRI's DICOM series, in any layout", ("selection", "outline"),
              _lidc_dicom, space="lidc"),
         Kind("lidc-pickle", "MedicalMatting's lidc_attributes.pkl", (), _lidc_pickle, space="lidc"),
+        Kind("lidc-slices", "the folder LIDC-IDRI-slices of PNG crops", ("selection",), _lidc_slices, space="lidc"),
         Kind("npc", "a folder in the layout of MMIS-2024 task 1 (HDF5)", ("size", "fit"), _npc),
         Kind("own", "a manifest (.csv, .parquet), a folder of images/ and masks/RATER/, or of any layout", _OWN, _own),
     )

@@ -32,17 +32,21 @@ LOOK_AHEAD = 4
 
 COLUMNS = (
     "patient", "scan", "nodule", "z", "pixel_spacing", "slice_thickness",
-    "centre", "characteristics", "present", "paper_n", "masks",
+    "centre", "characteristics", "present", "paper_n",
 )  # fmt: skip
 
 
-def load_nodules() -> list[Nodule]:
+def load_nodules(masks: Literal["masks", "inner"] = "masks") -> list[Nodule]:
     """All nodules by patient, scan and number, with all of their slices.
+
+    Args:
+        masks: the masks with the outlines' own pixels, or without (`inner`).
 
     Raises:
         DataError: the package's file is missing or damaged.
     """
-    columns = read_columns(COLUMNS)
+    columns = read_columns((*COLUMNS, masks))
+    columns["masks"] = columns.pop(masks)
     first = np.flatnonzero(columns["nodule"][1:] != columns["nodule"][:-1]) + 1
     starts = np.union1d(first, np.flatnonzero(columns["scan"][1:] != columns["scan"][:-1]) + 1)
     rows = np.split(np.arange(len(columns["nodule"])), starts)

@@ -35,7 +35,7 @@ from proseg.data.case import Slice
 from proseg.data.lidc_contours import rank_by_area, read_columns
 from proseg.data.lidc_database import RATERS, read_scans
 from proseg.data.lidc_papers import OTHER_STUDIES, study_end
-from proseg.data.plain_pickle import StoredArray
+from proseg.data.plain_pickle import array_of
 from proseg.data.source import Part, Source, identity_of
 from proseg.data.store import Description
 from proseg.errors import DataError
@@ -47,27 +47,21 @@ LICENCE = "CC BY 3.0 (LIDC-IDRI)"
 BRIGHTEST = 255
 MOST_SLICES = 100_000
 """All of LIDC-IDRI has 15947 slices of nodules."""
-MOST_REPETITION = 8
-"""How many times the size of the file its arrays may claim: a reference to an array takes three bytes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
-    """One slice of the file, its pixels not read."""
+    """One slice of the file."""
 
     key: str
     """As an error names it."""
     study: str
     """The last component of its UID."""
     n: int | None
-    image: StoredArray
-    masks: tuple[StoredArray, ...]
+    image: np.ndarray
+    """[H, W] as the file has it."""
+    masks: tuple[np.ndarray, ...]
     """One [H, W] a radiologist, or a single [R, H, W]."""
-
-    @property
-    def bytes(self) -> int:
-        """What its arrays claim of the file."""
-        return sum(array.data.length for array in (self.image, *self.masks))
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,7 @@ class Position:
     """(z, y, x) in mm; ones where it is not known."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Volume:
     """The slices of one nodule, by ascending z."""
 
@@ -93,7 +87,7 @@ class Volume:
 def source(path: Path) -> Source:
     """The slices of `lidc_attributes.pkl`, or of the file of that name in a folder.
 
-    The file is looked through, and its floating-point images are read once to find out their range.
+    All of the file is held in memory, and about as much as it has bytes is needed for it.
 
     Raises:
         DataError: the file cannot be read, is no such pickle or asks for more than data; an entry is not as described
@@ -126,51 +120,56 @@ def _entries(path: Path, content: object) -> list[Entry]:
         raise DataError(f"{path} holds {len(content)} entries, where at most {MOST_SLICES} slices were expected")
     entries = [_entry(path, key, value) for key, value in content.items()]
     _check_alike(path, entries)
-    size, claimed = path.stat().st_size, sum(entry.bytes for entry in entries)
-    if claimed > MOST_REPETITION * size:
-        raise DataError(f"{path} has {size} bytes, but its entries claim {claimed}: the same arrays again and again")
     return entries
 
 
-def _entry(path: Path, key: str | int, value: object) -> Entry:
+def _entry(path: Path, key: object, value: object) -> Entry:
+    if not isinstance(key, str | int) or (isinstance(key, int) and key.bit_length() > 64):
+        raise DataError(
+            f"{path}: one of its keys is {_kind(key)}, where the name or the number of a slice was expected"
+        )
     name = repr(key[:100] if isinstance(key, str) else key)
     if not isinstance(value, dict):
         raise DataError(f"{path}: the entry {name} is {_kind(value)}, where a dict was expected")
     for needed in ("image", "masks", "series_uid"):
         if needed not in value:
             raise DataError(f"{path}: the entry {name} has no {needed!r}")
-    image, uid = value["image"], value["series_uid"]
+    image, uid = array_of(value["image"]), value["series_uid"]
     if not isinstance(uid, str) or not 0 < len(uid) < 200:
         raise DataError(f"{path}: 'series_uid' of {name} is {_kind(uid)}, where a short string was expected")
-    if not isinstance(image, StoredArray) or len(image.shape) != 2 or image.dtype.kind not in "iuf":
-        raise DataError(f"{path}: 'image' of {name} is {_kind(image)}, where an array [H, W] of numbers was expected")
+    if image is None or image.ndim != 2 or image.dtype.kind not in "iuf":
+        raise DataError(
+            f"{path}: 'image' of {name} is {_kind(value['image'])}, where an array [H, W] of numbers was expected"
+        )
     number = re.search(r"_slice(\d{1,5})", uid) or re.search(r"_slice(\d{1,5})", name)
     masks = _masks(path, name, value["masks"], image.shape)
     return Entry(name, study_end(uid.partition("_")[0]), int(number[1]) if number else None, image, masks)
 
 
-def _masks(path: Path, name: str, value: object, shape: tuple[int, ...]) -> tuple[StoredArray, ...]:
-    match value:
-        case StoredArray(shape=(count, _, _)) if count <= RATERS:
-            found, expected = [value], (count, *shape)
-        case list() | tuple() if 1 <= len(value) <= RATERS:
-            found, expected = value, shape
-        case _:
-            raise DataError(
-                f"{path}: 'masks' of {name} is {_kind(value)}, where {RATERS} arrays [H, W] of numbers were expected"
-            )
-    for rater, mask in enumerate(found, 1):
-        if not isinstance(mask, StoredArray) or mask.dtype.kind not in "biuf":
-            raise DataError(f"{path}: mask {rater} of {name} is {_kind(mask)}, where an array of numbers was expected")
+def _masks(path: Path, name: str, value: object, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    whole = array_of(value)
+    if whole is not None and whole.ndim == 3 and len(whole) <= RATERS:
+        given, expected = [value], (len(whole), *shape)
+    elif isinstance(value, list | tuple) and 1 <= len(value) <= RATERS:
+        given, expected = value, shape
+    else:
+        raise DataError(
+            f"{path}: 'masks' of {name} is {_kind(value)}, where {RATERS} arrays [H, W] of numbers were expected"
+        )
+    masks = []
+    for rater, (one, mask) in enumerate(zip(given, map(array_of, given), strict=True), 1):
+        if mask is None or mask.dtype.kind not in "biuf":
+            raise DataError(f"{path}: mask {rater} of {name} is {_kind(one)}, where an array of numbers was expected")
         if mask.shape != expected:
             raise DataError(f"{path}: mask {rater} of {name} has shape {mask.shape}, but its image {shape}")
-    return tuple(found)
+        masks.append(mask)
+    return tuple(masks)
 
 
 def _kind(value: object) -> str:
     """What something is, in a few words; never its content, which may be endless."""
-    if isinstance(value, StoredArray):
-        return f"an array of shape {value.shape} and type {value.dtype}"
+    if (array := array_of(value)) is not None:
+        return f"an array of shape {array.shape} and type {array.dtype}"
     if isinstance(value, list | tuple | dict):
         return f"a {type(value).__name__} of {len(value)}"
     return f"a {type(value).__name__}"
@@ -192,7 +191,7 @@ def _check_alike(path: Path, entries: Sequence[Entry]) -> None:
 def _brightest(path: Path, entries: Sequence[Entry]) -> int:
     """What the images call white: 255, or 1 where all of them are fractions."""
     fractions = all(entry.image.dtype.kind == "f" for entry in entries)
-    return 1 if fractions and not any((entry.image.read(path) > 1).any() for entry in entries) else BRIGHTEST
+    return 1 if fractions and not any((entry.image > 1).any() for entry in entries) else BRIGHTEST
 
 
 # Where they lie
@@ -283,7 +282,7 @@ def _slice(path: Path, entry: Entry, position: Position, brightest: int) -> Slic
 
 
 def _read_image(path: Path, entry: Entry, brightest: int) -> np.ndarray:
-    image = entry.image.read(path)
+    image = entry.image
     bad = image.size - np.count_nonzero((image >= 0) & (image <= brightest))
     if bad:
         raise DataError(f"{path}: the image of {entry.key} has {bad} pixels that are not numbers from 0 to {brightest}")
@@ -293,7 +292,7 @@ def _read_image(path: Path, entry: Entry, brightest: int) -> np.ndarray:
 def _read_masks(path: Path, entry: Entry) -> np.ndarray:
     """[4, H, W] bool; those that are not there are empty."""
     masks = np.zeros((RATERS, *entry.image.shape), bool)
-    stored = np.concatenate([mask.read(path).reshape(-1, *entry.image.shape) for mask in entry.masks])
+    stored = np.concatenate([mask.reshape(-1, *entry.image.shape) for mask in entry.masks])
     for rater, values in enumerate(stored):
         other = values[(values != 0) & (values != 1)]
         if other.size:
