@@ -100,7 +100,7 @@ def _quoted(items: Iterable[T], total: int) -> Iterator[T]:
     for done, item in enumerate(items, 1):
         yield item
         passed = time.monotonic() - began
-        if silent and passed > QUOTED_AFTER:
+        if silent and passed > QUOTED_AFTER and done < total:
             silent = False
             if (expected := passed / done * total) > 60:
                 err.print(f"about {span(expected)} for all {total}")

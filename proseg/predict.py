@@ -14,6 +14,7 @@ a band of its rows, and one map while it is written; all masks and maps grow in 
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -38,6 +39,8 @@ from proseg.scans import Scan, Target, find
 from proseg.tiles import Crop, Field, crop_about
 
 RECORD = "prediction.json"
+MOST_DRAWN = 1024
+"""Pixels of an overlay along its longer side, about; of larger images each second, third ... is shown."""
 MEAN, SCAN, RATERS = "mean", "uncertainty_scan", "uncertainty_raters"
 """The maps, beside the masks."""
 TITLES = {MEAN: "mean of the experts", SCAN: "variance: the scan", RATERS: "variance: the raters"}
@@ -368,7 +371,11 @@ def _draw(task: Task, scan: Scan, picture: Picture, found: Found, sight: Sight, 
         # The classes together: of the mean, any; of the variances, all.
         maps = {TITLES[name]: one[:, number].sum(0)[seen] for name, one in zip(task.maps, found.maps, strict=True)}
         masks = found.masks[:experts, number]
-        views.append(View(name, image[seen[1:]], masks[seen], maps, _aspect(picture)))
+        # A figure needs many times the memory of what it shows, and has no room for more.
+        step = math.ceil(max(image[seen[1:]].shape[:2]) / MOST_DRAWN)
+        maps = {title: one[::step, ::step] for title, one in maps.items()}
+        few = image[seen[1:]][::step, ::step], masks[seen][:, ::step, ::step]
+        views.append(View(name, *few, maps, _aspect(picture)))
     data = task.model.data
     title = f"{scan.name}: model of {data.get('name')} ({data.get('label')}). Not a medical device."
     save(overlay(views, list(task.experts.values()), window=data["window"], title=title), folder / "overlay.png")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from PIL import Image
 from typer.testing import CliRunner
 
 from cli.app import app
@@ -122,6 +123,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for manifest in (folder / "manifest.csv", folder / "study" / "manifest.csv"):
         _own_images(manifest)
     prepare_named("own", folder / "manifest.csv", "mine", home, Choices())
+    _public_layouts(folder)
     return folder
 
 
@@ -150,6 +152,27 @@ def _own_images(manifest: Path) -> None:
             write_image(manifest.parent / f"{number}-{rater}.png", mask)
         rows.append(f"{number}.png,{number}-anna.png,{number}-bert.png,p{number}")
     manifest.write_text("\n".join(rows) + "\n")
+
+
+def _public_layouts(folder: Path) -> None:
+    """Folders as public sets come: an image and two masks of eight cases each."""
+    rng = np.random.default_rng(1)
+    mask = np.zeros((16, 16), np.uint8)
+    mask[4:11, 4:11] = 255
+    for number in range(8):
+        layouts = {
+            f"DRIVE/training/images/{number}_training.tif":
+                [f"DRIVE/training/{name}_manual/{number}_manual{name[0]}.gif" for name in ("1st", "2nd")],
+            f"CHASE_DB1/Image_{number:02}L.jpg":
+                [f"CHASE_DB1/Image_{number:02}L_{name}HO.png" for name in ("1st", "2nd")],
+            f"STARE/stare-images/im{number}.ppm": [f"STARE/labels-{one}/im{number}.{one}.ppm" for one in ("ah", "vk")],
+            f"CELLS/images/{number}.png": [f"CELLS/annotations/{rater}/{number}.png" for rater in range(10)],
+        }  # fmt: skip
+        for image, masks in layouts.items():
+            (folder / image).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / image)
+            for path in masks:
+                write_image(folder / path, 255 - mask if path.startswith("CELLS") else mask)
 
 
 def _runs(home: Path) -> None:
