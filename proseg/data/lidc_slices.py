@@ -118,7 +118,7 @@ def read(patient: Patient, *, selection: Selection) -> Part:
 
 def _pixels(nodule: Path, file: str) -> tuple[np.ndarray, np.ndarray]:
     """Image [1, H, W] uint8 and masks [4, H, W] bool; raises DataError where a file is missing, damaged or no such."""
-    image, *masks = (images.read(nodule / folder / file).pixels for folder in FOLDERS)
+    image, *masks = (images.read(nodule / one / file, mask=one != FOLDERS[0]).pixels for one in FOLDERS)
     if image.dtype != np.uint8 or image.ndim != 3 or len(image) != 1:
         raise DataError(f"{nodule / FOLDERS[0] / file}: is no grey image of 8 bits")
     for folder, mask in zip(FOLDERS[1:], masks, strict=True):
