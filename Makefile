@@ -28,7 +28,7 @@ demo: setup  ## search, retrain and export on the embedded data
 	printf '\nCompare the runs:  make ui\nUse the model:     proseg.load("proseg-export/%s"), see its README.md\n' $$study
 
 test: setup  ## the quick tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 slow: setup  ## the tests that start Ray, several processes or an installation
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile

@@ -114,7 +114,7 @@ def refused(result: Result) -> str:
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
     errors = [line for line in result.stderr.splitlines() if line.lower().startswith("error")]
-    usage_or_progress = re.compile(r"Usage:|Try |.*\(once\): \d+$|\s*$")
+    usage_or_progress = re.compile(r"Usage:|Try |.*\(once\): \d+( of \d+ \(\d+ %\))?$|\s*$")
     assert [line for line in result.stderr.splitlines() if not usage_or_progress.match(line)] == errors
     assert len(errors) == 1, result.stderr
     return errors[0]

@@ -1,6 +1,7 @@
 """Prediction on image files: a fake model whose answer is known voxel by voxel, and a real one."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -545,8 +546,9 @@ def test_a_failed_replacement_keeps_the_earlier_prediction(tmp_path: Path, fake:
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, fake: Fake, png: Path):
     tmp_path.chmod(0o755)
     (tmp_path / "locked").mkdir(mode=0o555)
-    for folder in (tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
+    for folder in tmp_path.parents:
+        if re.match("pytest|popen", folder.name):
+            folder.chmod(0o755)
     with as_nobody():
         refused(fake(), [png], tmp_path / "locked" / "out", "cannot be written: Permission denied")
 

@@ -164,7 +164,7 @@ def filled(home: Path, store: Store) -> Path:
         ("proseg-tune launch ", sorted(shipped())),
         ("proseg-tune launch demo --data ", sorted([*NAMES, "mine"])),
         ("proseg-tune data show m", ["mine"]),
-        ("proseg-tune data prepare lidc", ["lidc-dicom", "lidc-pickle"]),
+        ("proseg-tune data prepare lidc", ["lidc-dicom", "lidc-pickle", "lidc-slices"]),
         ("proseg-tune data sh", ["show"]),
     ],
 )
