@@ -111,7 +111,7 @@ def _tell(prepared: "Prepared", source: str, name: str, *, as_json: bool) -> Non
     from proseg.data.quality import measure
 
     store, shipped = prepared.store, name if name in NAMES else find_kind(source).space
-    odd = [one for one in measure(store).suspicions if one.told]
+    odd = [one for one in measure(store, render.track(quiet=as_json)).suspicions if one.told]
     template = None if shipped else write_template(store, name, Path.cwd())
     space = f"{name}.toml" if shipped is None else shipped if shipped == name else f"{shipped} --data {name}"
     if as_json:
@@ -324,14 +324,14 @@ def _tell_report(store: "Store", home: Path, *, as_json: bool) -> None:
     """The report that studies on these data log as well."""
     from proseg.data.quality import kept, measure
 
-    _tell_quality(measure(store), kept(store, home) / "report.md", as_json=as_json)
+    _tell_quality(measure(store, render.track(quiet=as_json)), kept(store, home) / "report.md", as_json=as_json)
 
 
 def _write_report(store: "Store", out: Path, *, as_json: bool) -> None:
     from proseg.data.quality import measure
     from proseg.data.quality_page import write_page
 
-    quality = measure(store)
+    quality = measure(store, render.track(quiet=as_json))
     _tell_quality(quality, write_page(quality, store, out), as_json=as_json)
 
 

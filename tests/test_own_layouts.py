@@ -179,8 +179,11 @@ def test_what_patterns_matched_is_written_as_a_manifest_that_is_read_back(tmp_pa
     found = slices(written, root=tmp_path)
     assert [(one.patient, one.volume) for one in found] == [(one.patient, one.volume) for one in expected]
     check_two(found)
-    assert "exists" in refused(tmp_path, **options, write_manifest=written)
     assert "there is no file" in refused(written)
+    check_two(slices(tmp_path, **options, write_manifest=written))
+    written.write_text("mine")
+    assert "exists" in refused(tmp_path, **options, write_manifest=written)
+    assert written.read_text() == "mine"
 
 
 # Tables

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
+from proseg.data.reading import Track, silent
 from proseg.data.store import Manifest, Store
 from proseg.data.suspicions import Facts, Suspicion, suspicions
 
@@ -72,13 +73,14 @@ class Quality:
         return areas[self.areas.any((1, 2))]
 
 
-def measure(store: Store) -> Quality:
-    """Read the whole store once, some slices at a time."""
+def measure(store: Store, track: Track = silent) -> Quality:
+    """Read the whole store once, some slices at a time; where that takes a while, `track` shows how far it is."""
     m = store.manifest
     published, ours = _Sums(m.raters), _Sums(m.raters)
     volumes = _Volumes(store) if m.unit == "volume" else None
     found: list[dict[str, np.ndarray]] = []
-    for rows in _chunks(m):
+    chunks = [*_chunks(m)]
+    for rows in track(chunks, len(chunks), f"Looking at {m.name}") if len(chunks) > 1 else chunks:
         labels = np.stack([store.annotations(row) for row in rows])
         present = np.stack([store.rater_mask(row) for row in rows])
         both = overlaps(labels, m.classes)

@@ -99,7 +99,7 @@ def write(found: Inventory, target: Path) -> None:
     """Write what was found as a manifest that is read back with `found.root` as its root.
 
     Raises:
-        DataError: the file exists, or cannot be written.
+        DataError: another file exists there, or it cannot be written.
     """
     names = [f"{IMAGE}_{name}" for name in found.channels] or [IMAGE]
     said = {name: any(one.spacing[axis] for one in found.entries) for axis, name in enumerate(SPACING)}
@@ -118,7 +118,8 @@ def write(found: Inventory, target: Path) -> None:
         with target.open("x", encoding="utf-8", newline="") as file:
             file.write(table.getvalue())
     except FileExistsError:
-        raise DataError(f"--write-manifest {target} exists; choose another file") from None
+        if target.read_text(encoding="utf-8") != table.getvalue():  # the same command may go on where it stopped
+            raise DataError(f"--write-manifest {target} exists; choose another file") from None
     except OSError as error:
         raise DataError(f"--write-manifest {target} cannot be written: {error.strerror}") from None
 
