@@ -25,7 +25,9 @@ FORMATS = {
     "raster": "png|jpe?g|bmp|gif|p[bgpn]m|tiff?", "dicom": "dcm|dicom|ima",
 }  # fmt: skip
 """Suffixes of each module's files."""
-SUFFIXES = re.compile(rf"\.(?:{'|'.join(FORMATS.values())})$", re.IGNORECASE)
+SUFFIXES = re.compile(
+    rf"\.(?:{'|'.join(f'(?P<{form}>{suffixes})' for form, suffixes in FORMATS.items())})$", re.IGNORECASE
+)
 
 
 def look(path: Path, *, axes: str | None = None, mask: bool = False) -> Header:
@@ -41,8 +43,9 @@ def look(path: Path, *, axes: str | None = None, mask: bool = False) -> Header:
         DataError: as `read`, as far as the header tells.
         ConfigError: `axes` is no such word.
     """
-    with _damage_said(path):
-        return _source(path, axes, mask).look()
+    form = _format(path)
+    with _damage_said(path, form):
+        return _source(path, form, axes, mask).look()
 
 
 def read(path: Path, *, axes: str | None = None, mask: bool = False) -> Picture:
@@ -60,8 +63,9 @@ def read(path: Path, *, axes: str | None = None, mask: bool = False) -> Picture:
             large for any image, empty, can be read in two ways, or has pixels that are no finite real numbers.
         ConfigError: `axes` is no such word.
     """
-    with _damage_said(path):
-        picture = _source(path, axes, mask).read()
+    form = _format(path)
+    with _damage_said(path, form):
+        picture = _source(path, form, axes, mask).read()
     bad = _not_finite(picture.pixels)
     if bad:
         raise DataError(f"{path}: has {bad} pixels that are NaN or infinite")
@@ -90,7 +94,7 @@ def write_like(target: Path, maps: np.ndarray, like: Path, *, classes: int = 1) 
     if form in ("npy", "raster"):
         return _write_plain(target, maps[0] if len(maps) == 1 else maps, classes)
     if form == "dicom":
-        return _source(like, None, False).write_like(target, maps)
+        return _source(like, form, None, False).write_like(target, maps)
     return _module(form).write_like(target, maps, like)
 
 
@@ -101,11 +105,11 @@ def files(path: Path) -> list[Path]:
         DataError: as `look`.
     """
     form = _format(path)
-    with _damage_said(path):
+    if form in ("npy", "raster"):
+        return [path]
+    with _damage_said(path, form):
         if form == "dicom":
-            return [image.path for image in _source(path, None, False).images]
-        if form in ("npy", "raster"):
-            return [path]
+            return [image.path for image in _source(path, form, None, False).images]
         return [*dict.fromkeys(_module(form).files(path))]
 
 
@@ -131,9 +135,8 @@ def _write_plain(target: Path, values: np.ndarray, classes: int) -> Path:
     return path
 
 
-def _source(path: Path, axes: str | None, mask: bool) -> Any:
+def _source(path: Path, form: str, axes: str | None, mask: bool) -> Any:
     """What has the methods `look` and `read`."""
-    form = _format(path)
     if axes is not None and (sorted({*axes}) != sorted(axes) or not set("yx") <= {*axes} <= set("zyxct")):
         raise ConfigError(f"--axes {axes!r} must have one letter an axis: y and x, and of z, c and t those that are")
     if form in ("npy", "raster"):
@@ -145,9 +148,9 @@ def _source(path: Path, axes: str | None, mask: bool) -> Any:
 
 def _format(path: Path) -> str:
     """The module for a file or a folder."""
-    for form, suffixes in FORMATS.items():
-        if re.search(rf"\.(?:{suffixes})$", path.name, re.IGNORECASE) and not path.is_dir():
-            return form
+    suffix = SUFFIXES.search(path.name)
+    if suffix is not None and not path.is_dir():
+        return str(suffix.lastgroup)
     if not path.exists():
         raise DataError(f"{path}: no such file")
     if path.is_dir() or _module("dicom").is_dicom_file(path):
@@ -173,9 +176,9 @@ def _module(form: str) -> Any:
 
 
 @contextmanager
-def _damage_said(path: Path) -> Iterator[None]:
+def _damage_said(path: Path, form: str) -> Iterator[None]:
     """Where a library trips over the bytes of a file, that is said in our words."""
-    damage = _module(_format(path)).DAMAGE
+    damage = _module(form).DAMAGE
     try:
         yield
     except NotImplementedError as error:

@@ -116,10 +116,11 @@ class Files:
 
     def check(self, path: Path, where: str) -> None:
         """That it is an image file, or the folder of a DICOM series, that can be opened."""
-        if not path.is_dir():
-            if path.exists() and not images.is_image(path.name):
-                raise DataError(f"{where}: {path} is of an unknown type; images and masks must be {images.KNOWN}")
+        if images.is_image(path.name):
             check_file(path, where)
+        elif not path.is_dir():
+            check_file(path, where)
+            raise DataError(f"{where}: {path} is of an unknown type; images and masks must be {images.KNOWN}")
         real = path.resolve() if path.is_symlink() else self._resolved(path.parent) / path.name
         if not real.is_relative_to(self._resolved(self.folder)):
             raise DataError(
