@@ -25,6 +25,7 @@ from proseg.data.images import orientation
 from proseg.data.images.channels import joined, joined_header
 from proseg.data.images.dicom_series import SUFFIXES, Series, find_series, is_dicom_file
 from proseg.data.images.picture import Header, Picture
+from proseg.data.own.entries import near_miss
 from proseg.data.own.manifest import IMAGE, named_columns
 from proseg.data.tables import SUFFIXES as TABLES
 from proseg.data.tables import read_table
@@ -215,7 +216,7 @@ def _found(text: str, channels: Sequence[str], series: Sequence[str]) -> Iterato
 
 def _piece(path: Path, series: Sequence[str]) -> Piece:
     if not os.path.exists(path):  # asked of os: pathlib raises where a name is too long
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: no such file{near_miss(path)}")
     if images.is_image(path.name) and path.suffix.lower() not in SUFFIXES and not path.is_dir():
         return ImageFile(path)
     if path.is_dir() or is_dicom_file(path):

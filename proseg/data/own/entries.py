@@ -138,8 +138,7 @@ def check_file(path: Path, where: str) -> None:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        near = near_miss(path)
-        raise DataError(f"{where}: there is no file {path}" + (f"; there is {near}" if near else "")) from None
+        raise DataError(f"{where}: there is no file {path}{near_miss(path)}") from None
     except OSError as error:
         raise DataError(f"{where}: {path} cannot be read: {error.strerror}") from None
     if not stat.S_ISREG(mode):
@@ -148,19 +147,22 @@ def check_file(path: Path, where: str) -> None:
         raise DataError(f"{where}: there is no permission to read {path}")
 
 
-def near_miss(path: Path) -> str | None:
-    """What was probably meant by the name of a file that is not there: its slashes, spelling or type are others."""
+def near_miss(path: Path) -> str:
+    """What was probably meant by the name of a file that is not there, as the end of a sentence: its slashes, spelling
+    or type are others."""
     if "\\" in path.name:
         turned = path.parent.joinpath(*PureWindowsPath(path.name).parts)
-        return f"{turned}: write / for \\" if turned.is_file() else None
-    if not path.parent.is_dir():
-        return near_miss(path.parent) if path.parent != path.parent.parent else None
+        return f"; there is {turned}: write / for \\" if os.path.isfile(turned) else ""
+    if not os.path.isdir(path.parent):  # pathlib raises where a name is too long
+        return near_miss(path.parent) if path.parent != path.parent.parent else ""
+    if not os.access(path.parent, os.R_OK):
+        return ""
     there = sorted(os.listdir(path.parent))
     same = [name for name in there if name.casefold() == path.name.casefold()] or [
         name for name in there if key(name) == key(path.name) or images.stem(name) == images.stem(path.name)
     ]
     near = same or difflib.get_close_matches(path.name, there, 1, 0.85)
-    return str(path.parent / near[0]) if near else None
+    return f"; there is {path.parent / near[0]}" if near else ""
 
 
 # What holds for manifests, folders and patterns alike

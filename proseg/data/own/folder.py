@@ -73,10 +73,7 @@ def _part_entries(
     for rater, found in masks.items():
         for path in (path for name, path in found.items() if name not in images):
             near = near_miss(folder / "images" / path.name)
-            faults.add(
-                f"{path}: a mask of rater {rater!r}, but {folder / 'images'} has no image of this name"
-                + (f"; there is {near}" if near else "")
-            )
+            faults.add(f"{path}: a mask of rater {rater!r}, but {folder / 'images'} has no image of this name{near}")
     return [
         Entry(str(path), (path,), tuple(masks[rater].get(name) for rater in raters), name, name, part=part)
         for name, path in images.items()
@@ -130,9 +127,7 @@ def _with_patients(entries: Sequence[Entry], table: Path) -> Iterable[Entry]:
     unknown = next((image for image in patients if image not in images), None)
     if unknown is not None:
         near = near_miss(entries[0].images[0].with_name(unknown))
-        raise DataError(
-            f"{table}: names {unknown}, but there is no image of this name" + (f"; there is {near}" if near else "")
-        )
+        raise DataError(f"{table}: names {unknown}, but there is no image of this name{near}")
     return [_of_patient(entry, patients, table) for entry in entries]
 
 
