@@ -252,7 +252,7 @@ def test_faults_of_masks_in_several_parts_are_told_at_once(tmp_path: Path, rows)
     for number in (1, 8):
         save(tmp_path / f"m{number}_b.png", np.full((HEIGHT, WIDTH), 7, np.uint8))
     source = own.source(table(tmp_path / "m.csv", rows), "mine", Choices())
-    split = own.Source(**vars(source) | {"parts": tuple((entry,) for part in source.parts for entry in part)})
+    split = type(source)(**vars(source) | {"parts": tuple((entry,) for part in source.parts for entry in part)})
     with pytest.raises(ManyFaults, match=r"m1_b.png(.|\n)*m8_b.png"):
         prepare(split, tmp_path / "store")
     assert not (tmp_path / "store").exists()

@@ -1,4 +1,4 @@
-"""A user's own images, annotated by several raters: a manifest (`own_manifest`) or a folder (`own_folder`).
+"""A user's own images, annotated by several raters: by a manifest, in a folder, or as patterns of paths tell.
 
 2-D files make slices, 3-D files volumes that are cut along z (`images.orientation`). Intensities stay as they are if a
 window is given, whole numbers as int16; without one, each channel of each file is brought to zero mean and unit
@@ -7,26 +7,24 @@ value of each channel (masks: background), or zoomed, images linearly, masks to 
 will do for the model.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from proseg.data import frame, images, intensities
-from proseg.data.case import Slice
-from proseg.data.images.channels import check_place, joined, joined_header, size_of, with_depth
-from proseg.data.images.picture import Header, Kind, Picture
-from proseg.data.kinds import Choices, Fit
-from proseg.data.manifest import Skipped
+from proseg.data import images, intensities
+from proseg.data.images.channels import joined_header, size_of
+from proseg.data.images.picture import Header, Kind
+from proseg.data.kinds import Choices
 from proseg.data.own import folder, manifest, patterns
 from proseg.data.own.entries import Entry, Inventory, check, check_file
 from proseg.data.own.masks import Meaning
-from proseg.data.source import Part, Source, identity_of
+from proseg.data.own.reading import ARRAYS, Reading, axes_of, mask_of, read
+from proseg.data.source import Source, identity_of
 from proseg.data.store import Description
 from proseg.data.tables import SUFFIXES
 from proseg.errors import ConfigError, DataError, Faults
@@ -39,31 +37,6 @@ BYTES_AT_ONCE = 2**26
 LABEL = "images of one's own"
 EACH_ITS_OWN = "each image taken for a patient of its own"
 LICENCE = "not stated"
-ARRAYS = (".npy", ".npz", ".tif", ".tiff")
-"""Suffixes of files whose axes a user may name."""
-SAME_SPACING = 0.01
-"""Share by which the spacing that a user names may differ from that of the file."""
-
-Where = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How entries become slices."""
-
-    raters: tuple[str, ...]
-    masks: Meaning
-    axes: str | None
-    """Order of the axes of arrays, where the user says it."""
-    spacing: tuple[float | None, ...]
-    """(z, y, x) in mm of files that do not know theirs, as the user says it."""
-    size: tuple[int, int] | None
-    fit: Fit
-    dtype: Literal["uint8", "int16", "float32"]
-    """uint8: as they were taken; int16: whole numbers, of which only those beyond the window may be clipped."""
-    normalise: bool
-    """To zero mean and unit variance: uint8 when they are used, float32 here."""
-    sorted_raters: bool
 
 
 def source(path: Path, name: str, choices: Choices) -> Source:
@@ -119,22 +92,6 @@ def source(path: Path, name: str, choices: Choices) -> Source:
     )
 
 
-def read(part: Sequence[Entry], *, reading: Reading) -> Part:
-    """The slices of these entries, and what was wrong with their files."""
-    slices, skipped, clipped, faults = [], [], 0, Faults()
-    for entry in part:
-        with faults.caught():
-            some, more = _slices(entry, reading)
-            slices += some
-            clipped += more
-            if not some:
-                skipped.append(Skipped(str(entry.images[0]), "all its masks are empty, so nobody annotated it"))
-    return Part(tuple(slices), tuple(skipped), clipped, tuple(faults.sentences))
-
-
-# What is known before a pixel is read
-
-
 def _check_options(choices: Choices) -> None:
     size, window = choices.size, choices.window
     classes = 1 if choices.classes is None else choices.classes
@@ -180,7 +137,7 @@ def _headers(found: Inventory, choices: Choices, notes: Counter[str]) -> tuple[l
     headers, faults = [], Faults()
     for entry in found.entries:
         with faults.caught():
-            each = [images.look(path, axes=_axes(path, choices.axes)) for path in entry.images]
+            each = [images.look(path, axes=axes_of(path, choices.axes)) for path in entry.images]
             headers.append(joined_header([*map(str, entry.images)], each, f"{entry.where}: "))
             notes.update(headers[-1].notes)
     faults.check()
@@ -191,16 +148,15 @@ def _headers(found: Inventory, choices: Choices, notes: Counter[str]) -> tuple[l
         for rater, path in zip(found.raters, entry.masks, strict=True):
             if path is not None:
                 with faults.caught():
-                    mask = images.look(path, axes=_axes(path, choices.axes), mask=True)
-                    _check_mask(_where(path, rater, entry), mask, entry, image)
+                    mask = images.look(path, axes=axes_of(path, choices.axes), mask=True)
+                    _check_mask(mask_of(path, rater, entry), mask, entry, image)
                     notes.update(mask.notes)
     faults.check()
     return headers, unit
 
 
-def _axes(path: Path, axes: str | None) -> str | None:
-    """What is said of the axes, for files that do not say it themselves."""
-    return axes if path.suffix.lower() in ARRAYS else None
+def _volume(header: Header) -> tuple[int, int, int]:
+    return header.depth or 1, header.height, header.width
 
 
 def _check_mask(where: str, mask: Header, entry: Entry, image: Header) -> None:
@@ -288,118 +244,3 @@ def _parts(entries: Sequence[Entry], unit: str, size: int) -> Iterator[tuple[Ent
     count = 1 if unit == "volume" else max(1, min(SLICES_AT_ONCE, BYTES_AT_ONCE // size))
     for start in range(0, len(entries), count):
         yield tuple(entries[start : start + count])
-
-
-# What is read
-
-
-def _slices(entry: Entry, reading: Reading) -> tuple[list[Slice], int]:
-    """Slices of one image, none where nobody annotated it, and the number of its pixels that were clipped."""
-    picture = _picture(entry, reading)
-    pixels, moments, clipped = _intensities(entry, with_depth(picture.pixels), reading)
-    masks, present = _masks(entry, picture, reading)
-    if not present.any():
-        return [], 0
-    if reading.sorted_raters:
-        masks, present = _by_area(masks, present)
-    spacing = _spacing(entry, picture, reading)
-    if reading.size is not None:
-        pixels, masks, spacing = _framed(pixels, masks, spacing, reading)
-    step = 1.0 if math.isnan(spacing[0]) else spacing[0]
-    slices = [
-        Slice(
-            image=np.ascontiguousarray(pixels[:, index]),
-            annotations=np.ascontiguousarray(masks[:, index]),
-            rater_mask=present,
-            patient=entry.patient,
-            volume=entry.volume,
-            z=(index if entry.number is None else entry.number) * step,
-            spacing=spacing,
-            moments=moments,
-        )
-        for index in range(pixels.shape[1])
-    ]
-    return slices, clipped
-
-
-def _picture(entry: Entry, reading: Reading) -> Picture:
-    """The image, its channels put together."""
-    each = [images.read(path, axes=_axes(path, reading.axes)) for path in entry.images]
-    return joined([*map(str, entry.images)], each, f"{entry.where}: ")
-
-
-def _spacing(entry: Entry, picture: Picture, reading: Reading) -> Where:
-    """(z, y, x) in mm: that of the file, else of its row, else of the option; NaN where none of them says it."""
-    known = [math.nan if length is None else length for length in picture.spacing or (None, None, None)]
-    for axis, lengths in enumerate(zip(entry.spacing, reading.spacing, strict=True)):
-        said = next((length for length in lengths if length is not None), None)
-        if said is None:
-            continue
-        if abs(known[axis] - said) > SAME_SPACING * known[axis]:
-            raise DataError(
-                f"{entry.where}: {entry.images[0]} has a spacing of {known[axis]:g} mm along {'zyx'[axis]}, where "
-                f"{said:g} mm are said; mend whichever is wrong"
-            )
-        known[axis] = known[axis] if known[axis] > 0 else said
-    z, y, x = known
-    return z, y, x
-
-
-def _intensities(entry: Entry, pixels: np.ndarray, reading: Reading) -> tuple[np.ndarray, np.ndarray | None, int]:
-    """As they are kept, [C, D, H, W]; the moments by which they will be standardised; how many were clipped."""
-    if reading.dtype == "uint8":
-        image = pixels.astype(np.uint8, copy=False)
-        return image, intensities.moments(image) if reading.normalise else None, 0
-    if reading.dtype == "int16":
-        image, clipped = intensities.clipped(pixels)
-        return image, None, clipped
-    image = intensities.as_float32(pixels, entry.images[0])
-    return intensities.standardised(image) if reading.normalise else image, None, 0
-
-
-def _where(path: Path, rater: str, entry: Entry) -> str:
-    return f"{path}: the mask of rater {rater!r} in {entry.where}"
-
-
-def _volume(header: Header) -> tuple[int, int, int]:
-    return header.depth or 1, header.height, header.width
-
-
-def _masks(entry: Entry, picture: Picture, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
-    """[R, D, H, W] bool, or uint8 labels; zeros where a rater is missing. [R] bool: who is there."""
-    shape = with_depth(picture.pixels).shape[1:]
-    masks = np.zeros((len(entry.masks), *shape), bool if reading.masks.classes == 1 else np.uint8)
-    present, faults = np.array([mask is not None for mask in entry.masks]), Faults()
-    for place, path in enumerate(entry.masks):
-        if path is None:
-            continue
-        where = _where(path, reading.raters[place], entry)
-        with faults.caught():
-            mask = images.read(path, axes=_axes(path, reading.axes), mask=True)
-            check_place(where, picture, mask, str(entry.images[0]))
-            masks[place] = reading.masks.labels(where, with_depth(mask.pixels)[0])
-            present[place] = not reading.masks.empty_is_missing or masks[place].any()
-    faults.check()
-    return masks, present
-
-
-def _by_area(masks: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """By ascending area, ties in the given order, missing raters last."""
-    area = np.count_nonzero(masks, axis=(1, 2, 3))
-    order = np.lexsort((area, ~present))
-    return masks[order], present[order]
-
-
-def _framed(
-    pixels: np.ndarray, masks: np.ndarray, spacing: tuple[float, float, float], reading: Reading
-) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
-    assert reading.size is not None
-    shape = pixels.shape[-2], pixels.shape[-1]
-    if shape == reading.size:
-        return pixels, masks, spacing
-    if reading.fit == "crop":
-        least = pixels.min((1, 2, 3), keepdims=True)
-        return frame.crop_or_pad(pixels, *reading.size, least), frame.crop_or_pad(masks, *reading.size), spacing
-    zoomed = frame.zoom_linear(pixels, *reading.size)
-    zoomed = zoomed if reading.dtype == "float32" else np.rint(zoomed).astype(reading.dtype)
-    return zoomed, frame.zoom_nearest(masks, *reading.size), frame.zoomed_spacing(spacing, shape, *reading.size)
