@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from proseg.data import source as source_module
@@ -70,9 +71,11 @@ def start(folder: Path, jobs: int, code: str = SCRIPT) -> subprocess.Popen:
 
 
 def kill(child: subprocess.Popen) -> None:
-    """As the kernel does it; what the process started may live on and hold its pipes."""
+    """As the kernel does it; what the process started may live on a moment, which is waited for."""
+    readers = psutil.Process(child.pid).children(recursive=True)
     child.kill()
     child.wait()
+    psutil.wait_procs(readers, timeout=60)
     for pipe in (child.stdout, child.stderr):
         assert pipe is not None
         pipe.close()
