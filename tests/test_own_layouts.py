@@ -158,6 +158,15 @@ def test_a_stem_that_begins_another_is_not_taken_for_it(tmp_path: Path):
     assert sum(map(len, source.parts)) == 2 * CASES
 
 
+def test_masks_that_lie_beside_their_images(tmp_path: Path):
+    for number in range(CASES):
+        save(tmp_path / f"im{number}.png", image(number)[..., 0])
+        for rater, name in enumerate("AB"):
+            save(tmp_path / f"im{number}_{name}.png", black_and_white(drawn(number, rater)))
+    check_two(slices(tmp_path, images="*.png", masks=("{stem}_{rater}.png",)))
+    check_two(slices(tmp_path, images="im{n}.png", masks=("im{n}_{rater}.png",)))
+
+
 def test_patterns_that_find_nothing_or_cannot_be_are_refused(tmp_path: Path, rows):
     assert "no file is called like --images '*.jpg'; there are i0.png" in refused(
         tmp_path, images="*.jpg", masks=("{rater}",)
@@ -181,6 +190,7 @@ def test_what_patterns_matched_is_written_as_a_manifest_that_is_read_back(tmp_pa
     check_two(found)
     assert "there is no file" in refused(written)
     check_two(slices(tmp_path, **options, write_manifest=written))
+    assert "exists" in refused(tmp_path, **options, write_manifest=tmp_path)
     written.write_text("mine")
     assert "exists" in refused(tmp_path, **options, write_manifest=written)
     assert written.read_text() == "mine"
@@ -213,6 +223,9 @@ def test_a_long_table_has_a_row_for_each_mask(tmp_path: Path, rows, suffix: str)
     found = slices(path)
     assert len(found) == CASES
     assert [one.rater_mask.tolist() for one in found[1:4]] == [[True, True], [True, False], [True, True]]
+    for number, row in enumerate(long):
+        row["area"] = str(number)  # another column may differ from mask to mask
+    assert len(slices(table(tmp_path / "other.csv", long))) == CASES
     long[1] |= {"patient": "Q"}
     assert "row 3: patient is 'Q', but 'P1' in row 2" in refused(table(tmp_path / "bad.csv", long))
     assert "second mask" in refused(table(tmp_path / "bad.csv", [*long[:1], *long[:1], *long[2:]]))
@@ -442,3 +455,11 @@ def test_masks_of_a_failing_set(name: str):
     found = slices(FAILING / name / "manifest.csv")
     assert len(found) == CASES
     assert all(one.annotations.any((1, 2)).all() for one in found)
+
+
+def test_what_is_left_of_nothing_is_said(tmp_path: Path, rows):
+    for row in rows:
+        row |= {"mask_b": "", "mask_c": ""}
+    assert "no image is left that a rater annotated" in refused(table(tmp_path / "m.csv", rows), drop_rater=("a",))
+    with pytest.raises(ConfigError, match="no number that a mask can reach"):
+        own.source(table(tmp_path / "m.csv", rows), "mine", Choices(threshold=float("nan")))

@@ -232,7 +232,7 @@ def _swapped(facts: Facts) -> Iterator[Suspicion]:
             "image and nearly all of its border"
             for rater in np.flatnonzero(of_rater)
         ),
-        "black objects on white: --invert prepares the data anew with both exchanged",
+        "black objects on white: prepare the data anew with --invert, or without it if it was given",
         told=True,
     )
 

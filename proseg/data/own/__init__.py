@@ -101,6 +101,8 @@ def _check_options(choices: Choices) -> None:
         raise ConfigError(f"{classes} classes are not possible: from 1 to 255")
     if window is not None and not window[0] < window[1]:
         raise ConfigError(f"the window {window[0]:g} to {window[1]:g} is empty: its lower end comes first")
+    if choices.threshold is not None and not np.isfinite(choices.threshold):
+        raise ConfigError(f"--threshold {choices.threshold} is no number that a mask can reach")
     if classes > 1 and (choices.invert or choices.threshold is not None):
         raise ConfigError("--threshold and --invert tell one object from its background; they do not go with --classes")
     if (choices.images is None) != (not choices.masks):

@@ -84,12 +84,12 @@ class Inventory:
             raise DataError(f"--drop-rater {unknown[0]}: there is no such rater; there are {', '.join(self.raters)}")
         kept = [place for place, rater in enumerate(self.raters) if rater not in raters]
         entries = [replace(one, masks=tuple(one.masks[place] for place in kept)) for one in self.entries]
-        alone = [one for one in entries if raters and not any(one.masks)]
+        alone = [one for one in entries if not any(one.masks)] if raters else []
         why = f"annotated by none but {', '.join(raters)}, who was dropped"
         return replace(
             self,
             raters=tuple(self.raters[place] for place in kept),
-            entries=tuple(one for one in entries if one not in alone),
+            entries=tuple(one for one in entries if any(one.masks)) if raters else tuple(entries),
             skipped=(*self.skipped, *(Skipped(str(one.images[0]), why) for one in alone)),
         )
 
@@ -176,6 +176,8 @@ def check(found: Inventory, *, as_written: bool) -> None:
             f"({', '.join(found.raters) or 'no column mask_<rater>, no folder masks/<rater>/'}); "
             f"the method learns how raters differ and needs at least {MIN_RATERS}"
         )
+    if not found.entries:
+        raise DataError(f"{found.source}: no image is left that a rater annotated")
     faults = Faults()
     if not as_written:
         check_spelling("rater", ((rater, str(found.source)) for rater in found.raters), faults)

@@ -81,7 +81,7 @@ def _widened(path: Path, columns: Sequence[str], rows: Rows) -> tuple[list[str],
         raise DataError(f"{path}: a table of one row a mask needs the column {IMAGE!r}; found {_listed(columns)}")
     wide: dict[str, tuple[int, dict[str, str]]] = {}
     raters = list(dict.fromkeys(row["rater"] for row in rows.values()))
-    shared = [column for column in columns if column not in LONG]
+    shared = [one for one in columns if one in (IMAGE, "patient", *OPTIONAL) or one.startswith(f"{IMAGE}_")]
     for number, row in rows.items():
         there, image = wide.setdefault(row[IMAGE], (number, {column: row[column] for column in shared}))
         if other := next((column for column in shared if image[column] != row[column]), None):
@@ -118,14 +118,15 @@ def write(found: Inventory, target: Path) -> None:
         with target.open("x", encoding="utf-8", newline="") as file:
             file.write(table.getvalue())
     except FileExistsError:
-        if target.read_text(encoding="utf-8") != table.getvalue():  # the same command may go on where it stopped
+        # The same command may go on where it stopped.
+        if not target.is_file() or target.read_bytes() != table.getvalue().encode():
             raise DataError(f"--write-manifest {target} exists; choose another file") from None
     except OSError as error:
         raise DataError(f"--write-manifest {target} cannot be written: {error.strerror}") from None
 
 
 def _told(entry: Entry) -> dict[str, str]:
-    return {"slice": "" if entry.number is None else f"{entry.number:g}", "split": entry.part or ""}
+    return {"slice": "" if entry.number is None else repr(entry.number).removesuffix(".0"), "split": entry.part or ""}
 
 
 def _listed(columns: Sequence[str]) -> str:

@@ -43,10 +43,18 @@ def inventory(folder: Path, of_images: str, of_masks: Sequence[str]) -> Inventor
     images = [_image(name, match) for name in there if (match := _regex(of_images).fullmatch(name))]
     if not images:
         raise DataError(f"{folder}: no file is called like --images {of_images!r}; {_some(there)}")
+    # Where masks lie beside their images, a pattern of images may name both.
+    beside = {
+        name
+        for pattern in of_masks
+        for name, (image, _) in _matched(pattern, images, there, set()).items()
+        if image not in (None, name)
+    }
+    images = [image for image in images if image.path not in beside]
     drawn: dict[str, dict[str, str]] = {image.path: {} for image in images}
     skipped, faults = [], Faults()
     for pattern in of_masks:
-        found = _matched(pattern, images, there)
+        found = _matched(pattern, images, there, {image.path for image in images})
         for mask, (image, rater) in found.items():
             if image is None:
                 skipped.append(Skipped(mask, f"a mask by --masks {pattern!r} of which there is no image"))
@@ -94,7 +102,9 @@ def _image(name: str, match: re.Match[str]) -> _Image:
     return _Image(name, {"stem": stem(name.rpartition("/")[2])} | match.groupdict())
 
 
-def _matched(pattern: str, images: Sequence[_Image], there: Iterable[str]) -> dict[str, tuple[str | None, str]]:
+def _matched(
+    pattern: str, images: Sequence[_Image], there: Iterable[str], taken: set[str]
+) -> dict[str, tuple[str | None, str]]:
     """For each file that a pattern of masks names: its image, None where there is none, and its rater."""
     shared = sorted(_words(pattern) - {"rater"})
     by_words = {tuple(image.words[word] for word in shared): image.path for image in images}
@@ -104,7 +114,7 @@ def _matched(pattern: str, images: Sequence[_Image], there: Iterable[str]) -> di
     exact, loose = _regex(pattern, known), _regex(pattern)
     found: dict[str, tuple[str | None, str]] = {}
     for name in there:
-        if name in by_words.values():
+        if name in taken:
             continue
         if match := exact.fullmatch(name):
             found[name] = by_words.get(tuple(match[word] for word in shared)), match["rater"]
