@@ -82,14 +82,16 @@ class Inventory:
         """
         if unknown := [rater for rater in raters if rater not in self.raters]:
             raise DataError(f"--drop-rater {unknown[0]}: there is no such rater; there are {', '.join(self.raters)}")
+        if not raters:
+            return self
         kept = [place for place, rater in enumerate(self.raters) if rater not in raters]
         entries = [replace(one, masks=tuple(one.masks[place] for place in kept)) for one in self.entries]
-        alone = [one for one in entries if not any(one.masks)] if raters else []
+        alone = [one for one in entries if not any(one.masks)]
         why = f"annotated by none but {', '.join(raters)}, who was dropped"
         return replace(
             self,
             raters=tuple(self.raters[place] for place in kept),
-            entries=tuple(one for one in entries if any(one.masks)) if raters else tuple(entries),
+            entries=tuple(one for one in entries if any(one.masks)),
             skipped=(*self.skipped, *(Skipped(str(one.images[0]), why) for one in alone)),
         )
 

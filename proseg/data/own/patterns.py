@@ -40,7 +40,8 @@ def inventory(folder: Path, of_images: str, of_masks: Sequence[str]) -> Inventor
         _check(pattern, words)
     files = Files(folder)
     there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if _is_visible(path, folder))
-    images = [_image(name, match) for name in there if (match := _regex(of_images).fullmatch(name))]
+    called = _regex(of_images)
+    images = [_image(name, match) for name in there if (match := called.fullmatch(name))]
     if not images:
         raise DataError(f"{folder}: no file is called like --images {of_images!r}; {_some(there)}")
     # Where masks lie beside their images, a pattern of images may name both.
@@ -85,7 +86,7 @@ def _entry(folder: Path, image: _Image, masks: dict[str, str], raters: Sequence[
     words, where = image.words, str(folder / image.path)
     for name in (image.path, *masks.values()):
         files.check(folder / name, where)
-    patient = words.get("patient", re.sub(r"\.\w+$", "", image.path))
+    patient = words.get("patient", stem(image.path))
     number = number_of(where, words.get("slice", ""))
     return Entry(
         where,
