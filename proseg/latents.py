@@ -4,7 +4,6 @@ Letters: B images, R raters, S samples, Cz channels of z, K size of tau, h x w c
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch.distributions import Dirichlet, kl_divergence
@@ -20,7 +19,7 @@ class Posterior:
     log_variance: torch.Tensor
     """[..., Cz, h, w]"""
 
-    @cached_property
+    @property
     def deviation(self) -> torch.Tensor:
         """[..., Cz, h, w]"""
         return torch.exp(0.5 * self.log_variance)
@@ -98,7 +97,9 @@ def grid_noise(
             return drawn[..., rows[:, None], columns]
         down, across = (_upsampling(*sizes, device) for sizes in zip(lattice.size, one[1:], strict=True))
         return down[rows] @ drawn @ across[columns].mT
-    coarse = torch.randn((*leading, *noise_cells(height, width, grid)), device=device, generator=generator)
+    cells = (*leading, *noise_cells(height, width, grid))
+    # Not torch.randn, which cannot be compiled for sizes that vary once it is given a generator.
+    coarse = torch.empty(cells, device=device).normal_(generator=generator)
     return upsampled(coarse, height, width)
 
 

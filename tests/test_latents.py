@@ -56,6 +56,14 @@ def test_noise_of_a_grid_of_one_cell_is_one_number_an_image():
 # The posterior
 
 
+@pytest.mark.slow
+def test_draws_are_compiled_whole_and_for_all_sizes():
+    """A graph break, or a function that takes no varying sizes, would be an error with `fullgraph`."""
+    draw = torch.compile(lambda mean: Posterior(mean, mean).draw(4), backend="aot_eager", fullgraph=True)
+    for images, side in ((2, 16), (3, 20), (4, 24)):
+        assert draw(torch.zeros(images, 2, 3, side, side + 1)).shape == (images, 2, 3, side, side + 1)
+
+
 @pytest.mark.parametrize("leading", [(), (3,), (2, 3)], ids=str)
 @pytest.mark.parametrize("grid", [None, 2])
 def test_draws_have_the_posteriors_mean_and_variance(leading: tuple[int, ...], grid: int | None):
