@@ -135,7 +135,7 @@ def launch(
         from search_spaces import find_space
 
         found = find_space(space)  # before anything slow is imported: most mistakes are here
-        from orchestrator.launch import Options, create, get_ready, plan
+        from orchestrator.launch import Options, create, get_ready, plan, told_first
         from orchestrator.session import joined
         from orchestrator.stores import check_store, is_own
         from orchestrator.workspace import workspace
@@ -157,7 +157,8 @@ def launch(
                 meanwhile=(lambda study: None) if dry_run else ready,
             )  # fmt: skip
             if dry_run:
-                render.plan(planned, rare_raters(Store(planned.data.folder)), as_json=as_json)
+                notes = [*told_first(planned), *rare_raters(Store(planned.data.folder))]
+                render.plan(planned, notes, as_json=as_json)
                 return
             created = create(planned, home, study, time.time())
             _run(created, home, address=address, verbose=verbose, as_json=as_json)
@@ -165,10 +166,10 @@ def launch(
 
 def _run(study: "Study", home: Path, *, address: str | None, verbose: bool, as_json: bool) -> None:
     from cli.live import watching
-    from orchestrator.launch import left_out, run
+    from orchestrator.launch import run, told_first
 
     with watching(study, quiet=as_json) as watcher:
-        for text in left_out(study.finals):
+        for text in told_first(study):
             watcher.note(text)
         # Ray's log goes to standard output, which belongs to the JSON.
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():

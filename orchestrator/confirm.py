@@ -5,7 +5,7 @@ other splits are inner folds of its training and validation patients.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,16 @@ VERDICT = "confirm.json"
 
 
 def candidates(study: Study, trials: Sequence[Trial]) -> list[Trial]:
-    """The trials to compare, the best of the search first: complete ones, of the Pareto front if there is one."""
+    """The trials to compare, the best of the search first: complete ones, of the Pareto front if there is one.
+
+    Earlier versions tried one configuration more than once: it is not compared with itself.
+    """
     best = front(trials, study.criteria) if study.second else ranked(trials, study.criterion)
-    complete = [trial for trial in best if trial.state == "complete" and not trial.over]
-    return complete[: study.space.confirm.top]
+    different: dict[Hashable, Trial] = {}
+    for trial in best:
+        if trial.state == "complete" and not trial.over:
+            different.setdefault(study.identity(trial.values), trial)
+    return list(different.values())[: study.space.confirm.top]
 
 
 def read_verdict(study: Study) -> Verdict | None:

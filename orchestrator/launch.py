@@ -35,6 +35,7 @@ from orchestrator.study import (
     check_objective,
     claim_folder,
     find_study,
+    identity,
     variants,
     write_state,
     write_study,
@@ -101,7 +102,9 @@ def plan(
     """
     space = _as_asked(space, options)
     base = base_config(space, epochs=options.epochs or space.budget.epochs, seed=options.seed)
-    trials = options.trials or space.budget.trials
+    tried_first = (*first_points(space, base), *_from(space, options.start_from, home))
+    asked_for = options.trials or space.budget.trials
+    trials = min(asked_for, configurations(space, base, tried_first) or asked_for)
     asked: dict[str, Any] = {
         "workers": options.workers, "concurrent": options.concurrent, "trials": trials, "nodes": nodes,
     }  # fmt: skip
@@ -115,9 +118,6 @@ def plan(
     check_objective(space)
     _check_storage(options.storage)
     _check_budget(options, resources)
-    tried_first = (*first_points(space, base), *_from(space, options.start_from, home))
-    if space.sampler == "grid":
-        points.grid(space)
     absent = missing(space.data, home)
     if absent:
         raise DataError(absent)
@@ -472,6 +472,27 @@ def _final(
     )  # fmt: skip
 
 
-def left_out(finals: Sequence[Final]) -> list[str]:
-    """Why parts of the final stage will not run, told before the search begins."""
-    return [f"the final stage leaves out {final.stage.data}: {final.missing}" for final in finals if final.missing]
+def configurations(space: SearchSpace, base: TrainConfig, given: Sequence[Point]) -> int | None:
+    """How many a search can try, each once; None where there are more than any search tries.
+
+    Raises:
+        SpaceError: a grid is too large.
+    """
+    grid = space.sampler == "grid"
+    whole = points.grid(space) if grid else points.everything(space)
+    if whole is None:
+        return None
+    others = [space.settled(point.values) for point in given if grid and points.is_whole(space, point.values)]
+    return len({identity(space, base, values) for values in (*whole, *others)})
+
+
+def told_first(study: Study) -> list[str]:
+    """What a person should know before the search begins: what of it will not be done, and why."""
+    told = [f"the final stage leaves out {final.stage.data}: {final.missing}"
+            for final in study.finals if final.missing]  # fmt: skip
+    count = configurations(study.space, study.base, study.points)
+    if count == study.trials:
+        told.append(f"the {count} trials are all configurations that the space has, each tried once")
+    elif count is not None and study.space.sampler == "grid":
+        told.append(f"{study.trials} of the {count} configurations of the grid are tried; --trials {count} tries all")
+    return told

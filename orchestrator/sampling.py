@@ -15,7 +15,7 @@ import random
 import sqlite3
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +35,8 @@ from search_spaces.space import Choice, Fixed, Float, Int, SearchSpace, Value
 
 T = TypeVar("T")
 
+ATTEMPTS = 5
+"""Times that the sampler proposes anew what has been tried; then any that has not been tried will do."""
 STARTUP_TRIALS = 4
 """Random trials before the model is trusted; budgets here are small."""
 STATES = {"complete": TrialState.COMPLETE, "stopped early": TrialState.PRUNED, "failed": TrialState.FAIL,
@@ -50,7 +52,11 @@ class Proposals:
         self._plan, self._space = study, study.space
         self._study = optuna.create_study(directions=directions(study))
         self._live: dict[int, optuna.Trial] = {}
+        self._asked = list(trials)
+        self._tried = {study.identity(trial.values) for trial in trials}
         self._fixed = _fixed_points(study)
+        whole = None if study.space.sampler == "grid" else points.everything(study.space)
+        self._all = None if whole is None else {study.identity(point): point for point in whole}
         for trial in trials:
             self._study.add_trial(frozen(study, trial))
             if STATES[trial.state] is TrialState.RUNNING:
@@ -60,24 +66,56 @@ class Proposals:
 
     @property
     def exhausted(self) -> bool:
-        """A grid has been tried whole."""
-        return self._space.sampler == "grid" and self._asked >= len(self._fixed)
-
-    @property
-    def _asked(self) -> int:
-        return len(self._study.get_trials(deepcopy=False))  # a copy of all for each proposal adds up over a thousand
+        """Every configuration of the grid, or of the space, has been tried."""
+        if self._space.sampler == "grid":
+            return self._point() is None
+        return self._all is not None and not self._untried()
 
     def ask(self) -> Trial:
-        """The next trial, with its number and values."""
-        number = self._asked
-        origin = ""
-        if (point := self._point(number)) is not None:
-            values, origin = point
-            self._study.enqueue_trial(values)
-        self._study.sampler = _sampler(self._plan, number)
-        trial = self._study.ask()
-        self._live[number] = trial
-        return Trial(number, draw(trial, self._space), origin=origin)
+        """The next trial, with its number and values, which come to a configuration that has not been tried."""
+        number = len(self._asked)
+        for attempt, (values, origin) in enumerate(self._candidates(number)):
+            if values is not None:
+                self._study.enqueue_trial(values)
+            self._study.sampler = _sampler(self._plan, number, attempt)
+            live = self._study.ask()
+            trial = Trial(number, draw(live, self._space), origin=origin)
+            if self._plan.identity(trial.values) not in self._tried:
+                break
+            self._study.tell(live, state=TrialState.FAIL)  # which samplers pass over
+        else:
+            raise ValueError("every configuration of the space has been tried")
+        self._live[number] = live
+        self._asked.append(trial)
+        self._tried.add(self._plan.identity(trial.values))
+        return trial
+
+    def _candidates(self, number: int) -> Iterator[tuple[dict[str, Value] | None, str]]:
+        """Values and their origin, for the sampler to complete: None leaves all of them to it."""
+        point = self._point()
+        if point is None and self._space.sampler == "qmc":
+            point = _sobol(self._space, sum(not trial.origin for trial in self._asked), self._plan.seed), ""
+        yield from [point or (None, "")] * ATTEMPTS
+        untried = self._untried()
+        yield from [(point, "") for point in random.Random(number).sample(untried, len(untried))]
+        while self._all is None:
+            yield None, ""
+
+    def _point(self) -> tuple[dict[str, Value], str] | None:
+        """The next of those that are tried before anything is sampled."""
+        return next((point for point in self._fixed if not self._known(*point)), None)
+
+    def _known(self, point: dict[str, Value], origin: str) -> bool:
+        if points.is_whole(self._space, point):
+            return self._plan.identity(self._space.settled(point)) in self._tried
+        return any(
+            trial.origin == origin and all(trial.values.get(name) == point[name] for name in point)
+            for trial in self._asked
+        )
+
+    def _untried(self) -> list[dict[str, Value]]:
+        """All that is left of a space that has an end."""
+        return [point for identity, point in (self._all or {}).items() if identity not in self._tried]
 
     def tell(self, trial: Trial) -> None:
         """How a trial ended; saying it twice does no harm."""
@@ -91,13 +129,6 @@ class Proposals:
             live.report(value, step)  # the value of a pruned trial is its last; TPE ranks it by the step it reached
         values = ended.values if ended.state is TrialState.COMPLETE else None
         self._study.tell(live, values, state=ended.state)
-
-    def _point(self, number: int) -> tuple[dict[str, Value], str] | None:
-        if number < len(self._fixed):
-            return self._fixed[number]
-        if self._space.sampler == "qmc":
-            return _sobol(self._space, number - len(self._fixed), self._plan.seed), ""
-        return None
 
 
 def directions(study: Study) -> list[StudyDirection]:
@@ -167,9 +198,11 @@ def draw(trial: optuna.Trial, space: SearchSpace) -> dict[str, Value]:
     return chosen
 
 
-def _sampler(study: Study, number: int) -> optuna.samplers.BaseSampler:
+def _sampler(study: Study, number: int, attempt: int) -> optuna.samplers.BaseSampler:
     """Fresh for every proposal: what it draws depends on the study's seed, the trial's number and the history alone."""
-    seed = int(np.random.SeedSequence([study.seed, number]).generate_state(1)[0])
+    seed = int(np.random.SeedSequence([study.seed, number, attempt][: 3 if attempt else 2]).generate_state(1)[0])
+    if attempt >= ATTEMPTS:
+        return optuna.samplers.RandomSampler(seed=seed)
     if study.space.sampler == "gp":
         return optuna.samplers.GPSampler(
             seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False
@@ -188,7 +221,12 @@ def _fixed_points(study: Study) -> list[tuple[dict[str, Value], str]]:
         return given
     rest = points.grid(study.space)
     random.Random(study.seed).shuffle(rest)
-    return given + [(point, "") for point in rest]
+    return [(_completed(point, rest), origin) for point, origin in given] + [(point, "") for point in rest]
+
+
+def _completed(point: dict[str, Value], grid: Sequence[dict[str, Value]]) -> dict[str, Value]:
+    """What the point leaves open is taken from the grid, where a point of the grid agrees with it."""
+    return next((one for one in grid if all(one.get(name) == value for name, value in point.items())), point)
 
 
 def _sobol(space: SearchSpace, index: int, seed: int) -> dict[str, Value]:

@@ -11,7 +11,7 @@ import platform
 import re
 import secrets
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -138,6 +138,10 @@ class Study(BaseModel):
         """The configuration of a trial with these values."""
         return self.base.with_values(values)
 
+    def identity(self, values: Mapping[str, Any]) -> Hashable:
+        """As `identity`."""
+        return identity(self.space, self.base, values)
+
     def trial_folder(self, number: int) -> Path:
         return self.folder / "trials" / f"t{number:03d}"
 
@@ -146,6 +150,13 @@ class Study(BaseModel):
 
     def final_folder(self, data: str, fold: int) -> Path:
         return self.folder / "final" / data / f"fold{fold}"
+
+
+def identity(space: SearchSpace, base: TrainConfig, values: Mapping[str, Any]) -> Hashable:
+    """Equal for values that come to the same configuration: a field that is not searched where they stand has the
+    base's value, which other values may give it as well."""
+    unsearched = base.flat()
+    return tuple(values.get(name, unsearched[name]) for name in space.search)
 
 
 def base_config(space: SearchSpace, *, epochs: int, seed: int) -> TrainConfig:

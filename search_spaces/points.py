@@ -12,6 +12,8 @@ from search_spaces.space import Choice, Dimension, Fixed, Float, Int, SearchSpac
 
 MOST_POINTS = 100_000
 """A larger grid is a mistake: it would never be trained."""
+MOST_COUNTED = 10_000
+"""No search comes to the end of a larger space."""
 
 
 def grid(space: SearchSpace) -> list[dict[str, Value]]:
@@ -20,17 +22,30 @@ def grid(space: SearchSpace) -> list[dict[str, Value]]:
     Raises:
         SpaceError: there are more than `MOST_POINTS`.
     """
-    points: list[dict[str, Value]] = [{}]
-    for name, dimension in space.search.items():
-        values = list(islice(_grid_values(dimension), MOST_POINTS + 1))
-        # A part of a point never gets fewer by going on: whether there are too many is known before all are made.
-        points = list(islice(_longer(space, points, name, values), MOST_POINTS + 1))
-        if len(points) > MOST_POINTS:
-            raise SpaceError(
-                f"{space.file}: the grid of search has more than {MOST_POINTS} points; give its dimensions a smaller "
-                "grid or fewer values, or choose another sampler"
-            )
+    points = _combined(space, {name: _grid_values(dimension) for name, dimension in space.search.items()}, MOST_POINTS)
+    if points is None:
+        raise SpaceError(
+            f"{space.file}: the grid of search has more than {MOST_POINTS} points; give its dimensions a smaller "
+            "grid or fewer values, or choose another sampler"
+        )
     return points
+
+
+def everything(space: SearchSpace) -> list[dict[str, Value]] | None:
+    """All points of a space, in the order of `grid`; None where they are more than `MOST_COUNTED`, or without number."""
+    values: dict[str, Iterable[Value]] = {}
+    for name, dimension in space.search.items():
+        if isinstance(dimension, Float):
+            return None
+        whole = isinstance(dimension, Int)
+        values[name] = range(dimension.low, dimension.high + 1) if whole else _grid_values(dimension)
+    return _combined(space, values, MOST_COUNTED)
+
+
+def is_whole(space: SearchSpace, point: Mapping[str, Value]) -> bool:
+    """Does it leave nothing open?"""
+    known = space.settled(point)
+    return all(name in known for name in space.search if space.active(name, known))
 
 
 def unit_size(space: SearchSpace) -> int:
@@ -77,6 +92,16 @@ def admitted(space: SearchSpace, values: Mapping[str, Value]) -> dict[str, Value
     """The part of a configuration that the space holds as it is: known names, admitted values, active dimensions."""
     known = space.settled(values)
     return {name: values[name] for name in known if name in values and space.search[name].admits(values[name])}
+
+
+def _combined(space: SearchSpace, values: Mapping[str, Iterable[Value]], most: int) -> list[dict[str, Value]] | None:
+    points: list[dict[str, Value]] = [{}]
+    for name in space.search:
+        # A part of a point never gets fewer by going on: whether there are too many is known before all are made.
+        points = list(islice(_longer(space, points, name, list(islice(values[name], most + 1))), most + 1))
+        if len(points) > most:
+            return None
+    return points
 
 
 def _longer(

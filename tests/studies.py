@@ -90,7 +90,7 @@ def make_study(home: Path, store: Store, *, name: str = "s1", created: float = 1
 def add_trial(study: Study, number: int, objective: float | None, state: Any = "complete", **more: Any) -> Trial:
     """A trial in the study's log, with the records of its epochs; without weights."""
     epoch = more.pop("epoch", study.base.epochs if state == "complete" else 1)
-    values = {"optim.lr": 0.001 * (number + 1), "model.tau_size": 2}
+    values = more.pop("values", {"optim.lr": 0.001 * (number + 1), "model.tau_size": 2})
     trial = Trial(number, values, state, epoch, objective, **more)
     TrialLog(study.folder).append(trial)
     if objective is not None:

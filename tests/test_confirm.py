@@ -56,6 +56,13 @@ def test_only_complete_trials_that_keep_to_the_limits_are_compared(searched):
     assert numbers(study) == [2, 3, 1]
 
 
+def test_a_configuration_is_not_compared_with_itself(searched):
+    study = searched()
+    same = read_trials(study)[2].values
+    add_trial(study, 4, 0.25, values=same)
+    assert numbers(study) == [2, 3, 1]
+
+
 def test_of_two_objectives_those_of_the_front_are_compared(searched):
     study = searched(**TWO)
     assert numbers(study) == [2, 3, 1], "the smaller one, the better the other one's Dice: all are in the front"

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator import launch
 from orchestrator.control import Stopped, request_stop, stop_requested
-from orchestrator.launch import Options, create, first_points, left_out, plan, resumed
+from orchestrator.launch import Options, create, first_points, plan, resumed, told_first
 from orchestrator.resources import Node, ResourceError
 from orchestrator.results import Trial, read_trials
 from orchestrator.study import Study, StudyError, StudyFailed, alone, base_config, read_state, read_study
@@ -251,8 +251,24 @@ def test_a_disk_that_is_too_small_is_refused(planned, tmp_path: Path, monkeypatc
 
 def test_a_part_of_the_final_stage_that_is_missing_is_told(planned, store: Store):
     study = planned(final=[{"data": str(store.folder), "epochs": 1}, {"data": "npc", "epochs": 1}])
-    (told,) = left_out(study.finals)
+    (told,) = told_first(study)
     assert told.startswith("the final stage leaves out npc: ")
+
+
+@pytest.mark.parametrize(("sampler", "trials", "told"), [
+    ("tpe", 40, "the 10 trials are all configurations that the space has, each tried once"),
+    ("grid", 40, "the 6 trials are all configurations that the space has, each tried once"),
+    ("grid", 4, "4 of the 6 configurations of the grid are tried; --trials 6 tries all"),
+    ("tpe", 9, ""),
+])  # fmt: skip
+def test_a_space_that_has_fewer_configurations_than_trials_is_told(planned, sampler: str, trials: int, told: str):
+    search = {
+        "optim.name": {"kind": "choice", "values": ["adam", "adamw"]},
+        "batch_size": {"kind": "int", "low": 2, "high": 6, "grid": 3},
+    }
+    study = planned({"trials": trials}, sampler=sampler, search=search)
+    assert told_first(study) == [told][: bool(told)]
+    assert study.trials == (int(told.split()[1]) if told.startswith("the") else trials)
 
 
 # A study that goes on

@@ -264,11 +264,52 @@ def test_a_grid_is_exhausted_after_its_points_and_all_of_its_own(planned):
     assert [Proposals(study, log[:count]).exhausted for count in (0, 1, 6, 7)] == [False, False, False, True]
 
 
+def test_a_point_of_the_grid_that_is_tried_first_is_not_tried_again(planned):
+    """Nor does one that leaves something open, or that two origins name, take the place of one of the grid's own."""
+    given = [{"optim.lr": 0.1, "model.tau_size": 3}, {"optim.lr": 0.001}, {"optim.lr": 0.1, "model.tau_size": 3}]
+    points = tuple(Point(values=values, origin=f"o{number}") for number, values in enumerate(given))
+    study = planned(sampler="grid", search=GRID, points=points)
+    log = [trial for _, trial in run_without_end(study, 6)]
+    assert [trial.origin for trial in log] == ["o0", "o1", "", "", "", ""]
+    assert len({study.identity(trial.values) for trial in log}) == 6
+    assert Proposals(study, log).exhausted
+
+
+# Each configuration once
+
+SMALL = {
+    "model.use_tau": {"kind": "choice", "values": [True, False]},
+    "model.tau_size": {"kind": "int", "low": 2, "high": 6, "when": {"model.use_tau": True}},
+    "optim.name": {"kind": "choice", "values": ["adam", "adamw"]},
+}
+"""5 sizes with tau, and one way without, twice."""
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc"])
-def test_only_a_grid_is_ever_exhausted(planned, sampler: str):
-    study = planned(sampler=sampler, search={"model.tau_size": {"kind": "int", "low": 2, "high": 3}})
-    log = [Trial(number, {"model.tau_size": 2}, "failed") for number in range(9)]
-    assert not Proposals(study, log).exhausted
+def test_no_configuration_is_tried_twice_and_a_space_can_come_to_its_end(planned, sampler: str):
+    study = planned(sampler=sampler, search=SMALL)
+    proposals, log = Proposals(study, []), []
+    while not proposals.exhausted:
+        assert Proposals(study, log).ask() == (trial := proposals.ask()), "as after a crash"
+        log.append(replace(trial, state="complete", epoch=EPOCHS, objective=0.1 * len(log)))
+        proposals.tell(log[-1])
+    assert len(log) == len({study.config_of(trial.values) for trial in log}) == 12
+
+
+def test_a_field_that_is_not_searched_has_the_value_of_the_base(planned):
+    """With tau_size = 4 in the base, a trial without that dimension is one that has it with 4."""
+    search = {"optim.name": SMALL["optim.name"], "model.tau_size": {"kind": "int", "low": 4, "high": 5,
+              "when": {"optim.name": "adam"}}}  # fmt: skip
+    study = planned(search=search, base={"model.tau_size": 4})
+    assert study.identity({"optim.name": "adam"}) == study.identity({"optim.name": "adam", "model.tau_size": 4})
+    assert study.identity({"optim.name": "adam"}) != study.identity({"optim.name": "adamw"})
+
+
+def test_large_spaces_and_those_of_numbers_do_not_come_to_an_end(planned):
+    large = {name: {"kind": "int", "low": 2, "high": 200} for name in ("model.tau_size", "batch_size")}
+    assert not Proposals(planned(search=large), [Trial(0, {"model.tau_size": 2, "batch_size": 2})]).exhausted
+    study = planned()
+    assert not Proposals(study, [trial for _, trial in run(study, 9)]).exhausted
 
 
 # Optuna's database
