@@ -32,7 +32,7 @@ def grid(space: SearchSpace) -> list[dict[str, Value]]:
 
 
 def everything(space: SearchSpace) -> list[dict[str, Value]] | None:
-    """All points of a space, in the order of `grid`; None where they are more than `MOST_COUNTED`, or without number."""
+    """All points of a space, in the order of `grid`; None where they are more than `MOST_COUNTED` or without end."""
     values: dict[str, Iterable[Value]] = {}
     for name, dimension in space.search.items():
         if isinstance(dimension, Float):

@@ -290,7 +290,8 @@ def test_no_configuration_is_tried_twice_and_a_space_can_come_to_its_end(planned
     study = planned(sampler=sampler, search=SMALL)
     proposals, log = Proposals(study, []), []
     while not proposals.exhausted:
-        assert Proposals(study, log).ask() == (trial := proposals.ask()), "as after a crash"
+        trial = proposals.ask()
+        assert Proposals(study, log).ask() == trial, "as after a crash"
         log.append(replace(trial, state="complete", epoch=EPOCHS, objective=0.1 * len(log)))
         proposals.tell(log[-1])
     assert len(log) == len({study.config_of(trial.values) for trial in log}) == 12
