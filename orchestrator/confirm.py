@@ -5,18 +5,20 @@ other splits are inner folds of its training and validation patients.
 """
 
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from orchestrator.objective import undefined
 from orchestrator.results import Trial, front, ranked
 from orchestrator.rivals import Score, Verdict, compare, from_json, inner_folds, to_json
-from orchestrator.study import Study, StudyError, StudyFailed, read_study
+from orchestrator.study import Study, StudyError, read_study
 from orchestrator.tracking import Tracker
 from orchestrator.trainings import RESULT, Training, run_trainings
 from orchestrator.watcher import Watcher
+from proseg.data.folds import Fold
 from proseg.data.store import Store
 from proseg.records import BEST, write_atomically
 
@@ -48,19 +50,22 @@ def read_verdict(study: Study) -> Verdict | None:
 def run_confirm(
     study: Study, trials: Sequence[Trial], keeper: Any, tracker: Tracker, watcher: Watcher
 ) -> Verdict | None:
-    """Retrain and compare the best trials; None where there are not two to compare.
+    """Retrain and compare the best trials; None where there are not two to compare, or none can be.
 
-    A trial of which a retraining fails is out of the comparison.
+    A trial of which a retraining fails is out of the comparison, and so is a split on which the objective is undefined.
 
     Raises:
         Stopped: a person asked for it.
-        StudyFailed: no trial could be retrained.
     """
     verdict = read_verdict(study)
     best = candidates(study, trials)
     if verdict is not None or len(best) < 2:
         return verdict
-    planned = _trainings(study, best)
+    splits = _splits(study, watcher)
+    if not splits:
+        watcher.note(f"there is no confirmation: {study.criterion.metric} is undefined on every split of it")
+        return None
+    planned = _trainings(study, best, splits)
     tracker.repeats_started(list(planned))
 
     def progress(training: Training, epoch: int) -> None:
@@ -76,20 +81,31 @@ def run_confirm(
             scores.append(score)
             mean = float(np.nanmean(score.values))
         tracker.repeat_ended(training, mean)
-    whole = [s for s in scores if sum(o.trial == s.trial for o in scores) == study.space.confirm.repeats]
+    whole = [s for s in scores if sum(o.trial == s.trial for o in scores) == len(splits)]
     if not whole:
-        raise StudyFailed(f"no trial of study {study.name} could be retrained; the reasons are in "
-                          f"{study.folder / 'confirm'}/*/*/failure.json")  # fmt: skip
+        watcher.note(f"there is no confirmation: no trial could be retrained on every split; the reasons are in "
+                     f"{study.folder / 'confirm'}/*/*/failure.json")  # fmt: skip
+        return None
     verdict = compare(whole, maximize=study.criterion.maximize)
     write_atomically(study.folder / VERDICT, json.dumps(to_json(verdict), indent=1, allow_nan=False).encode())
     tracker.artifact(study.folder / VERDICT)
     return verdict
 
 
-def _trainings(study: Study, best: Sequence[Trial]) -> dict[Training, Trial]:
+def _splits(study: Study, watcher: Watcher) -> dict[int, Fold]:
+    """The inner folds by the number of their repeat, without those on which the objective is undefined."""
+    store = Store(study.data.folder)
+    inner = inner_folds(store.manifest.folds[study.space.fold], study.space.confirm.repeats, seed=study.seed)
+    whys = [undefined(study.criterion.metric, store, part.val) for part in inner]
+    for repeat, why in enumerate(whys):
+        if why:
+            watcher.note(f"the confirmation leaves out repeat {repeat}: {study.criterion.metric} is undefined on its "
+                         f"validation part, {why}")  # fmt: skip
+    return {repeat: part for repeat, (part, why) in enumerate(zip(inner, whys, strict=True)) if not why}
+
+
+def _trainings(study: Study, best: Sequence[Trial], splits: Mapping[int, Fold]) -> dict[Training, Trial]:
     """Repeat by repeat, so that a study that is stopped has compared as many trials as it can."""
-    fold = Store(study.data.folder).manifest.folds[study.space.fold]
-    inner = inner_folds(fold, study.space.confirm.repeats, seed=study.seed)
     return {
         Training(
             name=f"confirm {trial.name} repeat {repeat}",
@@ -97,7 +113,7 @@ def _trainings(study: Study, best: Sequence[Trial]) -> dict[Training, Trial]:
             data=study.data.folder, fold=part, folder=study.confirm_folder(trial.number, repeat),
             evaluate=evaluate_repeat, arguments=(part, trial.number, repeat),
         ): trial
-        for repeat, part in enumerate(inner)
+        for repeat, part in splits.items()
         for trial in best
     }  # fmt: skip
 

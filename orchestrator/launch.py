@@ -16,6 +16,7 @@ from orchestrator.environment import environment
 from orchestrator.estimate import fit_of, probe, quote, share_of
 from orchestrator.export import winner
 from orchestrator.interrupt import stoppable
+from orchestrator.objective import INSTEAD, check_defined, check_objective, undefined
 from orchestrator.quote import Quote
 from orchestrator.resources import Node, Resources, plan_resources, this_node
 from orchestrator.results import Trial, TrialLog, best_trial, ranked, read_results, read_trials, summary
@@ -32,7 +33,6 @@ from orchestrator.study import (
     alone,
     base_config,
     check_name,
-    check_objective,
     claim_folder,
     find_study,
     identity,
@@ -132,6 +132,7 @@ def plan(
     for config in variants(space, base):
         _check_crop(space, config, store.manifest)
     check_objective(space, store.manifest.raters)
+    check_defined(space, store)
     stages = space.final if options.final else []
     finals = tuple(_final(space, base, stage, home, prepared, store) for stage in stages)
     _check_names(space, finals)
@@ -490,9 +491,26 @@ def told_first(study: Study) -> list[str]:
     """What a person should know before the search begins: what of it will not be done, and why."""
     told = [f"the final stage leaves out {final.stage.data}: {final.missing}"
             for final in study.finals if final.missing]  # fmt: skip
+    told += _chosen_otherwise(study)
     count = configurations(study.space, study.base, study.points)
     if count == study.trials:
         told.append(f"the {count} trials are all configurations that the space has, each tried once")
     elif count is not None and study.space.sampler == "grid":
         told.append(f"{study.trials} of the {count} configurations of the grid are tried; --trials {count} tries all")
+    return told
+
+
+def _chosen_otherwise(study: Study) -> list[str]:
+    """Where the objective cannot choose the epoch of a training of the final stage."""
+    metric, told = study.criterion.metric, []
+    for final in study.finals:
+        if final.data is not None:
+            store = Store(final.data.folder)
+            whys = {fold.index: undefined(metric, store, fold.val) for fold in store.manifest.folds}
+            told += [
+                f"in the final stage the epoch of fold {fold} of {final.data.name} is chosen by {INSTEAD.metric}: "
+                f"{metric} is undefined on its validation part, {why}"
+                for fold, why in whys.items()
+                if why
+            ]
     return told

@@ -144,14 +144,14 @@ def _read(study: Study, run_id: str, folder: Path) -> _Winner:
         digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
         config = parse((folder / CONFIG).read_text())
         data, metrics = (json.loads((folder / name).read_text()) for name in (DATA, METRICS))
-        value = study.criterion.of(metrics["validation"])
+        value = metrics["validation"].get(f"val/{study.criterion.metric}")
         tags = {
             "proseg.study": study.name, "proseg.space": study.space.name, "proseg.trial": str(metrics["trial"]),
             "proseg.data": data["name"], "proseg.data_label": data["label"],
             "proseg.data_digest": data["fingerprint"][:12], "proseg.metric": study.criterion.metric,
             "proseg.objective": repr(winner(study).objective), GOAL: study.space.objective.direction,
-            VALUE: repr(value), MEASURED: _measured(study, config, data), DIGEST: digest,
-        }  # fmt: skip
+            MEASURED: _measured(study, config, data), DIGEST: digest,
+        } | ({} if value is None else {VALUE: repr(value)})  # fmt: skip
     except (FileNotFoundError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise StudyError(f"{folder} is not a whole export of {study.name}: {error}") from None
     return _Winner(folder, run_id, config, data, tags)
@@ -167,10 +167,11 @@ def _measured(study: Study, config: TrainConfig, data: dict[str, Any]) -> str:
 
 def _about(name: str, tags: dict[str, str]) -> str:
     """The description of a registered model and of a version: first of all what its numbers rest on."""
+    value = f"{float(tags[VALUE]):.4f}" if VALUE in tags else "undefined"
     return (
         f"**{tags['proseg.data']}: {tags['proseg.data_label']}.** Not a medical device; for research only.\n\n"
         f"Winner of study {tags['proseg.study']}, trial {tags['proseg.trial']}. Validation {tags['proseg.metric']} of "
-        f"these weights: {float(tags[VALUE]):.4f} ({tags[MEASURED]}). Test scores are in its run and in "
+        f"these weights: {value} ({tags[MEASURED]}). Test scores are in its run and in "
         f"`data/export/{METRICS}`.\n\n"
         f'`mlflow.pyfunc.load_model("models:/{name}@{CHAMPION}")`; no file of it is a pickle.'
     )
@@ -234,7 +235,7 @@ def _verdict(version: "ModelVersion", rival: "ModelVersion | None") -> tuple[boo
     new, old, number = version.tags, rival.tags, rival.version
     if old.get("proseg.study") == new["proseg.study"] and rival.run_id == version.run_id:
         return True, f"it takes the place of version {number} of the same study"
-    if (old.get(MEASURED), old.get(GOAL)) != (new[MEASURED], new[GOAL]) or VALUE not in old:
+    if (old.get(MEASURED), old.get(GOAL)) != (new[MEASURED], new[GOAL]) or VALUE not in old.keys() & new.keys():
         return False, (
             f"version {number} stays champion: the two cannot be compared, its value is one of "
             f"{old.get(MEASURED, 'nothing that is known')}"

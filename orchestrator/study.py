@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import secrets
 import time
 from collections.abc import Collection, Hashable, Iterator, Mapping
@@ -194,26 +193,6 @@ def _with(config: TrainConfig, values: dict[str, Any], file: str, section: str) 
         return config.with_values(values)
     except ConfigError as error:
         raise SpaceError(f"{file}: {section}: {error}") from None
-
-
-def check_objective(space: SearchSpace, raters: int | None = None) -> None:
-    """Raises SpaceError where no metric of the validation bears an objective's name.
-
-    Before the data are at hand the number of raters is not known: any rater's Dice passes.
-    """
-    _check_metric(space.file, "objective", space.objective.metric, raters)
-    if space.second_objective is not None:
-        _check_metric(space.file, "second_objective", space.second_objective.metric, raters)
-
-
-def _check_metric(file: str, key: str, metric: str, raters: int | None) -> None:
-    from proseg.evaluate import metric_names
-
-    known = metric_names(raters or 0)
-    if metric in known or (raters is None and re.fullmatch(r"dice_a[1-9]\d*", metric)):
-        return
-    names = ", ".join(known) + (", dice_a1, dice_a2, ..." if raters is None else "")
-    raise SpaceError(f"{file}: {key}.metric = {metric!r} is not a metric of the validation; use one of {names}")
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.control import Stopped, stop_requested
+from orchestrator.objective import criterion_on
 from orchestrator.study import Study, StudyFailed, read_study
 from orchestrator.trial import failure_of, failure_recorded
 from proseg.config import TrainConfig
@@ -93,10 +94,13 @@ def run_trainings(
 def run_training(study_folder: str, training: Training, keeper: Any) -> None:
     """Drive one training and have it evaluated; what Ray calls."""
     from orchestrator.ranks import Course, Job, Terms, call, train
+    from proseg.data.store import Store
 
     study = read_study(Path(study_folder))
     terms, course, folder = Terms.of(study.resources, study.epoch_timeout), Course(), training.folder
-    job = Job(training.config, training.data, training.fold, folder, study.criterion)
+    store = Store(training.data)
+    fold = store.manifest.folds[training.fold] if isinstance(training.fold, int) else training.fold
+    job = Job(training.config, training.data, fold, folder, criterion_on(study.criterion, store, fold))
     with failure_recorded(folder):
         with closing(train(job, keeper, training.name, terms, course)) as epochs:
             for record in epochs:

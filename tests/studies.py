@@ -1,7 +1,8 @@
 """Small studies for tests: a store of random blobs, a space that searches it, and a study's folder as it is left."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,13 +33,23 @@ ONE_TRIAL = Resources(nodes=(Node(cpus=2, gpus=0),), workers=1, gpu_share=0, con
 ENVIRONMENT = {"proseg-tune": "0.1.0", "git": "0123456789ab", "python": "3.11"}
 
 
-def make_store(folder: Path, *, patients: int = 8, slices: int = 2, classes: int = 1, unit: Any = "slice") -> Store:
-    """A prepared data set; fold 0 trains on 5 of 8 patients, validates on 1 and tests on 2."""
+def make_store(
+    folder: Path, *, patients: int = 8, slices: int = 2, classes: int = 1, unit: Any = "slice",
+    without: Collection[str] = (),
+) -> Store:  # fmt: skip
+    """A prepared data set; fold 0 trains on 5 of 8 patients, validates on 1 and tests on 2. The last rater annotated
+    nothing of the patients `without`."""
     description = Description(
         name="blobs", label=LABEL, licence=LICENCE, unit=unit, sorted_raters=True, window=(-1000.0, 400.0),
         classes=classes,
     )  # fmt: skip
-    return write(folder, _blobs(patients, slices, classes), description)
+    blobs = _blobs(patients, slices, classes)
+    return write(folder, (_without_last_rater(one) if one.patient in without else one for one in blobs), description)
+
+
+def _without_last_rater(one: Slice) -> Slice:
+    present = np.arange(RATERS) < RATERS - 1
+    return replace(one, rater_mask=present, annotations=one.annotations * present[:, None, None])
 
 
 def _blobs(patients: int, slices: int, classes: int) -> Iterator[Slice]:

@@ -1,6 +1,7 @@
 """The confirmation: which trials are trained anew, on whom, and what is made of it. Ray is not started."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ from orchestrator.confirm import VERDICT, candidates, evaluate_repeat, read_verd
 from orchestrator.control import Stopped
 from orchestrator.results import Trial, read_trials
 from orchestrator.rivals import inner_folds
-from orchestrator.study import Study, StudyFailed
+from orchestrator.study import Study
 from orchestrator.trainings import Training
 from proseg.data.store import Store
 from proseg.fit import fit
 from proseg.records import write_atomically
-from tests.studies import add_trial, make_study
+from tests.studies import add_trial, make_store, make_study
 
 TWO = {"second_objective": {"metric": "dice_mean"}}
 
@@ -74,7 +75,8 @@ def test_of_two_objectives_those_of_the_front_are_compared(searched):
 
 
 def planned(study: Study) -> list[Training]:
-    trainings = confirm._trainings(study, candidates(study, read_trials(study)))
+    splits = confirm._splits(study, Told())  # type: ignore[arg-type]
+    trainings = confirm._trainings(study, candidates(study, read_trials(study)), splits)
     assert [trial.number for trial in trainings.values()] == [training.arguments[1] for training in trainings]
     return list(trainings)
 
@@ -193,14 +195,38 @@ def test_a_trial_of_which_a_retraining_failed_is_out_of_the_comparison(searched,
     assert told.names().count("repeat_ended") == 5
 
 
-def test_a_confirmation_of_which_every_trial_failed_says_where_the_reasons_are(
+def test_a_confirmation_of_which_every_trial_failed_is_left_out_and_says_where_the_reasons_are(
     searched, monkeypatch: pytest.MonkeyPatch
 ):
-    study = searched()
+    study, told = searched(), Told()
     trained(monkeypatch, failing=[f"confirm t00{trial} repeat {trial % 2}" for trial in (1, 2, 3)])
-    with pytest.raises(StudyFailed, match=r"no trial of study s1 could be retrained; .*confirm/\*/\*/failure.json"):
-        confirmed(study, Told())
+    assert confirmed(study, told) is None
+    assert told.heard[-1][0] == "note"
+    assert re.match(r"there is no confirmation: no trial could .*confirm/\*/\*/failure.json", told.heard[-1][1])
     assert not (study.folder / VERDICT).exists()
+
+
+@pytest.mark.parametrize(("absent", "compared"), [([1], "there is no confirmation"), ([0], "leaves out repeat")])
+def test_a_split_on_which_the_objective_is_undefined_is_left_out(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, absent: list[int], compared: str
+):
+    """Rater 2 annotated no validation case of one split, or of both."""
+    first, second = inner_folds(store.manifest.folds[0], 2, seed=0)
+    without = {*first.val} if absent == [0] else {*first.val, *second.val}
+    partly = make_store(tmp_path / "partly", without=without)
+    study = make_study(tmp_path, partly, objective={"metric": "dice_a2"}, confirm={"top": 2, "repeats": 2},
+                       final=[{"data": str(partly.folder), "epochs": 1}])  # fmt: skip
+    for number in (1, 2):
+        add_trial(study, number, 0.5 + 0.1 * number)
+    told = Told()
+    trained(monkeypatch)
+    verdict = confirmed(study, told)
+    notes = [words for kind, words in (one[:2] for one in told.heard) if kind == "note"]
+    assert compared in notes[-1]
+    assert "rater A2 annotated no case of it" in notes[0]
+    assert (verdict is None) == (absent == [1])
+    if verdict is not None:
+        assert {rival.repeats for rival in verdict.rivals} == {1}
 
 
 def test_a_confirmation_that_was_stopped_has_no_verdict_yet(searched, monkeypatch: pytest.MonkeyPatch):

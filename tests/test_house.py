@@ -13,7 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.app import app
-from orchestrator.study import base_config, check_objective
+from orchestrator.objective import check_objective
+from orchestrator.study import base_config
 from search_spaces.space import parse_space
 
 ROOT = Path(__file__).resolve().parent.parent

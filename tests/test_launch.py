@@ -18,7 +18,7 @@ from orchestrator.study import Study, StudyError, StudyFailed, alone, base_confi
 from proseg.data.store import Store
 from search_spaces import find_space
 from search_spaces.space import SpaceError
-from tests.studies import add_trial, make_space, make_study, probe_of
+from tests.studies import add_trial, make_space, make_store, make_study, probe_of
 
 ONE = [Node(cpus=8, gpus=0)]
 GPUS = [Node(cpus=8, gpus=2)]
@@ -253,6 +253,16 @@ def test_a_part_of_the_final_stage_that_is_missing_is_told(planned, store: Store
     study = planned(final=[{"data": str(store.folder), "epochs": 1}, {"data": "npc", "epochs": 1}])
     (told,) = told_first(study)
     assert told.startswith("the final stage leaves out npc: ")
+
+
+def test_an_objective_that_is_undefined_where_it_decides_is_refused(planned, tmp_path: Path, store: Store):
+    validated = make_store(tmp_path / "validated", without=store.manifest.folds[0].val)
+    with pytest.raises(SpaceError, match=r"objective.metric = 'dice_a2' is undefined on the validation part of fold 0"):
+        planned({"data": str(validated.folder)}, objective={"metric": "dice_a2"})
+    tested = make_store(tmp_path / "other", without=store.manifest.folds[1].val)
+    final = [{"data": str(tested.folder), "epochs": 1}]
+    (told,) = told_first(planned({"data": str(tested.folder)}, objective={"metric": "dice_a2"}, final=final))
+    assert told.startswith("in the final stage the epoch of fold 1 of blobs is chosen by dice_mean: dice_a2 is undef")
 
 
 @pytest.mark.parametrize(("sampler", "trials", "told"), [

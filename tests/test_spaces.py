@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.study import base_config, check_objective
+from orchestrator.objective import check_objective
+from orchestrator.study import base_config
 from search_spaces import SpaceError, find_space, shipped
 from search_spaces.space import SearchSpace, parse_space, read_space
 from tests.studies import make_space, space_values

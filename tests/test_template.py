@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from orchestrator.study import base_config, check_objective, variants
+from orchestrator.objective import check_objective
+from orchestrator.study import base_config, variants
 from proseg.config import TrainConfig
 from proseg.evaluate import metric_names
 from search_spaces.space import SearchSpace, read_space

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from ray.exceptions import RayTaskError, WorkerCrashedError
 from orchestrator import ranks
 from orchestrator.control import Stopped, request_stop
 from orchestrator.ranks import TrainingFailed
-from orchestrator.study import Study, StudyFailed
+from orchestrator.study import Study, StudyFailed, write_study
 from orchestrator.trainings import Training, run_training, run_trainings
+from proseg.data.store import Store
 from proseg.records import BEST, LAST, PREVIOUS
-from tests.studies import write_epochs
+from search_spaces.space import Objective
+from tests.studies import make_store, write_epochs
 
 
 class Pretended:
@@ -179,6 +182,26 @@ def test_a_training_is_evaluated_and_then_needs_no_checkpoint_to_go_on_from(
     calls = driven(study, monkeypatch, 1, 2, 3)
     assert calls == [(print, str(study.folder), str(study.final_folder("blobs", 0)))]
     assert files(study) == {BEST}
+
+
+def test_where_the_objective_is_undefined_the_mean_dice_of_all_chooses_the_epoch(
+    study: Study, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    partly = make_store(tmp_path / "partly", without=store.manifest.folds[0].val)
+    objective = study.space.model_copy(update={"objective": Objective(metric="dice_a2")})
+    write_study(study.model_copy(update={"space": objective}))
+    jobs = []
+
+    def pretended(job: Any, *_: Any) -> Iterator[dict[str, Any]]:
+        jobs.append(job)
+        yield {"finished": True}
+
+    monkeypatch.setattr(ranks, "train", pretended)
+    monkeypatch.setattr(ranks, "call", lambda *_, **__: None)
+    for fold in (0, 1):
+        training = replace(trainings(study, 1)[0], data=partly.folder, fold=fold)
+        run_training(str(study.folder), training, None)
+    assert [job.criterion.metric for job in jobs] == ["dice_mean", "dice_a2"]
 
 
 @pytest.mark.parametrize(("epochs", "ends"), [((1, 2, 3), False), ((1,), True)])

@@ -1,4 +1,6 @@
-"""Raters of whom little can be learnt."""
+"""How much of a data set each rater annotated."""
+
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -6,6 +8,12 @@ from proseg.data.store import Store
 
 RARE = 0.1
 """Share of the training slices of a fold below which a rater is rare."""
+
+
+def cases_of_raters(store: Store, patients: Iterable[str]) -> np.ndarray:
+    """[R] int: the cases of these patients that each rater annotated, of a volume all slices."""
+    present = [np.all([store.rater_mask(row) for row in case], axis=0) for case in store.cases(patients)]
+    return np.sum(present, axis=0, dtype=int) if present else np.zeros(store.manifest.raters, int)
 
 
 def rare_raters(store: Store) -> list[str]:
