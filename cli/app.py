@@ -269,9 +269,11 @@ def ui(
     """Serve the runs in MLflow's pages, on this machine only."""
     with user_errors():
         render.line("starting MLflow's pages, which may take a minute ...")
+        from orchestrator.launch import tell_of_the_dead
         from orchestrator.server import serve
         from orchestrator.study import find_study
         from orchestrator.workspace import workspace
 
         home = workspace()
-        serve(home, find_study(home, study), port, say=render.line)
+        found = find_study(home, study)
+        serve(home, found, port, say=render.line, before=lambda: tell_of_the_dead(home, render.line))

@@ -16,6 +16,7 @@ def sync(
 ) -> None:
     """Send MLflow what it has not got of a study: after an outage, or to another server."""
     with user_errors():
+        from orchestrator.launch import conclude
         from orchestrator.shipper import sync as send
         from orchestrator.stores import store_name
         from orchestrator.study import find_study
@@ -23,6 +24,7 @@ def sync(
 
         home = workspace()
         found = find_study(home, study)
+        conclude(found)
         shipping = send(found, home, again=again)
         record = {"study": found.name, "store": store_name(home), "points": shipping.progress.points,
                   "sent_now": shipping.sent, "refused": shipping.progress.refused}  # fmt: skip

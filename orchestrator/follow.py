@@ -34,9 +34,6 @@ def follow(study: Study, watcher: Watcher, *, every: float, wait: Callable[[floa
         if state != "running":
             break
         wait(every)
-    if seen.trial_runs:  # who ends a study says so before it ends its trials
-        wait(every)
-        seen.tell_changes(watcher)
     return state
 
 
@@ -48,10 +45,6 @@ class _Seen:
         self._stage = stage_of(study)
         self._trials = _trials(study)
         self._trainings = dict(_trainings(study))
-
-    @property
-    def trial_runs(self) -> bool:
-        return any(trial.state == "running" for trial in self._trials.values())
 
     def tell_changes(self, watcher: Watcher) -> None:
         stage, trials, trainings = stage_of(self._study), _trials(self._study), dict(_trainings(self._study))

@@ -1,6 +1,7 @@
 """A study from beginning to end: check and measure, search, confirm, retrain, write the tables; and go on with one."""
 
 import importlib
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +20,10 @@ from orchestrator.interrupt import stoppable
 from orchestrator.objective import INSTEAD, check_defined, check_objective, undefined
 from orchestrator.quote import Quote
 from orchestrator.resources import Node, Resources, plan_resources, this_node
-from orchestrator.results import Trial, TrialLog, best_trial, ranked, read_results, read_trials, summary
+from orchestrator.results import DIED, Trial, TrialLog, best_trial, ranked, read_results, read_trials, summary
 from orchestrator.retrain import run_final
 from orchestrator.rivals import sentence
+from orchestrator.spool import SPOOL
 from orchestrator.stores import check_store, is_own
 from orchestrator.study import (
     DataRef,
@@ -34,8 +36,10 @@ from orchestrator.study import (
     base_config,
     check_name,
     claim_folder,
+    died,
     find_study,
     identity,
+    readable_studies,
     variants,
     write_state,
     write_study,
@@ -346,7 +350,6 @@ def _all_stages(
     tables = ""
 
     def ray_lost(why: str) -> None:
-        write_state(study, "interrupted", why)
         watcher.note(f"{why}; what has been reached is kept: `proseg-tune resume {study.name}` goes on")
 
     try:
@@ -410,6 +413,34 @@ def _close(study: Study, tracker: SpoolTracker, state: str, tables: str) -> None
                for name, values in metrics.items() for kind in ("mean", "std")}  # fmt: skip
     best = winner(study) if best_trial(trials, study.criterion) else None
     tracker.study_ended(state, best, numbers, tables)
+
+
+def conclude(study: Study) -> None:
+    """Write down the end of a study whose process died before it could, and what MLflow is to be told of it.
+
+    Raises:
+        StudyError: a process runs it.
+    """
+    if not died(study):
+        return
+    with alone(study):
+        _close(study, SpoolTracker(study, read_trials(study)), "interrupted", "")
+        write_state(study, "interrupted", DIED)
+
+
+def tell_of_the_dead(home: Path, say: Callable[[str], None]) -> None:
+    """Tell MLflow how the studies of a workspace ended whose processes died before they could.
+
+    Raises:
+        StudyError: MLflow does not answer.
+    """
+    from orchestrator.shipper import sync
+
+    for study in readable_studies(home):
+        if died(study) and (study.folder / SPOOL).exists() and os.access(study.folder, os.W_OK):
+            conclude(study)
+            sync(study, home)
+            say(f"study {study.name} is interrupted, as {DIED}; `proseg-tune resume {study.name}` goes on")
 
 
 def _end_running_trials(study: Study, tracker: SpoolTracker) -> None:

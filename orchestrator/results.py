@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.rungs import fronts
-from orchestrator.study import Study, StudyError
+from orchestrator.study import Study, StudyError, read_state
 from proseg.records import Criterion, append_line, read_epochs, read_lines
 
 if TYPE_CHECKING:
     from orchestrator.rivals import Verdict
 
 LOG = "trials.jsonl"
+DIED = "the process of the study died"
 TrialState = Literal["running", "complete", "stopped early", "failed", "interrupted"]
 
 
@@ -72,7 +73,7 @@ class TrialLog:
 
 
 def read_trials(study: Study) -> list[Trial]:
-    """The trials as they stand, by number.
+    """The trials as they stand, by number; none runs in a study that no process runs.
 
     Raises:
         StudyError: the log is damaged, or of another version.
@@ -82,7 +83,10 @@ def read_trials(study: Study) -> list[Trial]:
         latest = {event["number"]: _logged(event) for event in read_lines(path)}
     except (ValueError, TypeError, KeyError) as error:
         raise StudyError(f"{path} is damaged or of another version: {error}") from None
-    return [_with_progress(study, latest[number]) for number in sorted(latest)]
+    trials = [_with_progress(study, latest[number]) for number in sorted(latest)]
+    if any(trial.state == "running" for trial in trials) and read_state(study) != "running":
+        trials = [replace(one, state="interrupted", reason=DIED) if one.state == "running" else one for one in trials]
+    return trials
 
 
 def _logged(event: dict[str, Any]) -> Trial:

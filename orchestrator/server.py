@@ -113,8 +113,13 @@ class LocalServer:
             return False
 
 
-def serve(home: Path, study: Study, port: int, *, say: Callable[[str], None]) -> None:
+def serve(
+    home: Path, study: Study, port: int, *, say: Callable[[str], None], before: Callable[[], None] = lambda: None
+) -> None:
     """Serve until interrupted (Ctrl-C or SIGTERM), which is the way to end it and no error.
+
+    Args:
+        before: called when the store can be written, before its pages are shown.
 
     Raises:
         StudyError: the runs lie on a server already, the port is taken, or the server does not start.
@@ -125,6 +130,7 @@ def serve(home: Path, study: Study, port: int, *, say: Callable[[str], None]) ->
     if not port_is_free(port):
         raise StudyError(f"--port {port} is taken by another program; choose another")
     check_store(home)
+    before()
     page = _page(home, study)
     server = LocalServer(home, port)
     try:

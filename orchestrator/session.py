@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from orchestrator.interrupt import children_keep_running
 from orchestrator.resources import Node, ResourceError, Resources
 from orchestrator.stores import first_line
 from orchestrator.study import StudyError
@@ -113,10 +114,11 @@ def _own_ray(resources: Resources, *, verbose: bool, lost: Callable[[str], None]
     import ray
 
     level = logging.INFO if verbose else logging.ERROR
-    ray.init(
-        address="local", num_cpus=resources.cpus, num_gpus=resources.gpus, include_dashboard=False,
-        log_to_driver=verbose, logging_level=level, configure_logging=True, object_store_memory=128 * 2**20,
-    )  # fmt: skip
+    with children_keep_running():
+        ray.init(
+            address="local", num_cpus=resources.cpus, num_gpus=resources.gpus, include_dashboard=False,
+            log_to_driver=verbose, logging_level=level, configure_logging=True, object_store_memory=128 * 2**20,
+        )  # fmt: skip
     ended = threading.Event()
     threading.Thread(target=_watch_head, args=(ended, lost), daemon=True).start()
     try:

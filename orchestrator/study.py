@@ -4,6 +4,7 @@ Everything that can be known is checked here, before anything is started or writ
 whole of it: every other process reads it from there.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -27,7 +28,9 @@ from proseg.recipes import RECIPES
 from proseg.records import Criterion, write_atomically
 from search_spaces.space import FinalStage, SearchSpace, SpaceError
 
-MANIFEST, STATE = "study.json", "state.json"
+MANIFEST, STATE, LOCK = "study.json", "state.json", ".running"
+SECONDS_OF_A_LOOK = 1.0
+"""More than another process needs to see whether the study runs."""
 State = Literal["running", "finished", "interrupted", "failed"]
 
 
@@ -262,16 +265,24 @@ def find_study(home: Path, name: str | None) -> Study:
     return _latest(list(folders.values()))
 
 
-def studies_on(home: Path, folders: Collection[Path]) -> list[Study]:
-    """The readable studies of a workspace that search on, or end with, the data in one of its folders."""
-    places = {folder.parts[-2:] for folder in folders}  # within the workspace, which may have been moved
+def readable_studies(home: Path) -> list[Study]:
+    """Those of a workspace that are neither damaged nor of another version, by name."""
     found = []
     for path in sorted(studies_folder(home).glob(f"*/{MANIFEST}")):
         with suppress(StudyError):
-            study = read_study(path.parent)
-            refs = (study.data, *(final.data for final in study.finals if final.data))
-            found += [study] if any(ref.folder.parts[-2:] in places for ref in refs) else []
+            found.append(read_study(path.parent))
     return found
+
+
+def studies_on(home: Path, folders: Collection[Path]) -> list[Study]:
+    """The readable studies of a workspace that search on, or end with, the data in one of its folders."""
+    places = {folder.parts[-2:] for folder in folders}  # within the workspace, which may have been moved
+
+    def uses(study: Study) -> bool:
+        refs = (study.data, *(final.data for final in study.finals if final.data))
+        return any(ref.folder.parts[-2:] in places for ref in refs)
+
+    return [study for study in readable_studies(home) if uses(study)]
 
 
 def _latest(folders: list[Path]) -> Study:
@@ -295,9 +306,9 @@ def alone(study: Study) -> Iterator[None]:
     Raises:
         StudyError: one does.
     """
-    lock = FileLock(study.folder / ".running")
+    lock = FileLock(study.folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=SECONDS_OF_A_LOOK, poll_interval=0.05)
     except Timeout:
         raise StudyError(
             f"study {study.name} is running already; `proseg-tune status {study.name}` shows it, "
@@ -309,6 +320,22 @@ def alone(study: Study) -> Iterator[None]:
         lock.release()
 
 
+def _held(study: Study) -> bool:
+    """Whether a process is `alone` with the study; also where nothing can be written. The operating system takes the
+    lock from a process that dies, and no other process, nor a changed clock, can seem to have it."""
+    try:
+        file = os.open(study.folder / LOCK, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # for a moment: `alone` has the patience
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
 def write_state(study: Study, state: State, reason: str = "") -> None:
     record = {"state": state, "reason": reason, "time": time.time(), "pid": os.getpid(), "host": platform.node()}
     write_atomically(study.folder / STATE, json.dumps(record).encode())
@@ -317,10 +344,14 @@ def write_state(study: Study, state: State, reason: str = "") -> None:
 def read_state(study: Study) -> str:
     """running, finished, interrupted or failed; a study whose process is gone is interrupted, whatever it wrote."""
     record = _state_record(study)
-    here = record.get("host", platform.node()) == platform.node()  # of another machine's processes we know nothing
-    if record["state"] == "running" and here and not _alive(record["pid"]):
-        return "interrupted"
-    return record["state"]
+    elsewhere = record.get("host", platform.node()) != platform.node()
+    # A lock of another machine's may not be seen here: a study that runs there is believed to.
+    return "interrupted" if record["state"] == "running" and not (elsewhere or _held(study)) else record["state"]
+
+
+def died(study: Study) -> bool:
+    """Whether the process that ran it is gone and has not written how it ended."""
+    return _state_record(study)["state"] == "running" and read_state(study) != "running"
 
 
 def running_since(study: Study) -> float:
@@ -337,16 +368,6 @@ def _state_record(study: Study) -> dict[str, Any]:
         return {"state": "interrupted", "pid": 0, "time": study.created}
     except (ValueError, TypeError, KeyError):
         raise StudyError(f"{path} is damaged: delete it, and `proseg-tune resume {study.name}` goes on") from None
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _sanitised(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from orchestrator.resources import Node, Resources
 from orchestrator.results import FoldResult, Trial, TrialLog
 from orchestrator.rivals import Score, compare, to_json
 from orchestrator.scored import write_cases
-from orchestrator.study import DataRef, Final, Study, base_config, write_state, write_study
+from orchestrator.study import DataRef, Final, Study, alone, base_config, write_state, write_study
 from proseg.checkpoint import save_checkpoint
 from proseg.config import TrainConfig
 from proseg.data.case import Slice
@@ -96,6 +97,14 @@ def make_study(home: Path, store: Store, *, name: str = "s1", created: float = 1
     write_study(study)
     write_state(study, "finished")
     return study
+
+
+@contextmanager
+def running(study: Study) -> Iterator[None]:
+    """As another process that runs it keeps it."""
+    with alone(study):
+        write_state(study, "running")
+        yield
 
 
 def add_trial(study: Study, number: int, objective: float | None, state: Any = "complete", **more: Any) -> Trial:

@@ -31,6 +31,7 @@ from tests.studies import (
     make_store,
     make_study,
     probe_of,
+    running,
     space_values,
     tree,
     write_epochs,
@@ -529,9 +530,11 @@ def test_best_shows_the_front_of_two_objectives(home: Path, store: Store):
 
 def test_status_of_a_study_that_runs(home: Path, store: Store):
     study = make_study(home, store)
-    write_state(study, "running")
     add_trial(study, 0, 0.4, "running")
-    assert "running; 1 of 4 trials" in run("status").stdout
+    with running(study):
+        assert "running; 1 of 4 trials (1 running)" in run("status").stdout
+    write_state(study, "running")  # as who dies leaves it
+    assert "interrupted; 1 of 4 trials (1 interrupted)" in run("status").stdout
 
 
 def test_a_contact_sheet_is_drawn(store: Store, home: Path, tmp_path: Path):
@@ -796,11 +799,11 @@ def test_explain_tells_where_the_traceback_of_a_failure_is(study: Study):
 
 def test_explain_follows_a_trial_that_runs(home: Path, store: Store):
     study = make_study(home, store)
-    write_state(study, "running")
     add_trial(study, 0, 0.4, "running", retries=("a training process was lost",))
     write_epochs(study.trial_folder(0), [0.5, 0.4])
     assert [epoch["best"] for epoch in answer("explain", "t0", "--json")["epochs"]] == [0.5, 0.4]
-    shown = run("explain", "t0").stdout
+    with running(study):
+        shown = run("explain", "t0").stdout
     assert "t000 of s1: running after 2 of 2 epochs, place 1 of 1" in shown
     assert "went on from its last checkpoint: a training process was lost" in shown
 
@@ -840,8 +843,8 @@ def test_a_finished_study_stays_as_it_is_when_it_is_resumed(study: Study):
 
 
 def test_stop_leaves_word_for_the_process_that_runs_it(study: Study):
-    write_state(study, "running")
-    assert run("stop", "s1").exit_code == 0
+    with running(study):
+        assert run("stop", "s1").exit_code == 0
     assert (study.folder / "stop").exists()
 
 

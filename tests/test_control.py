@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator.control import Control, forget_stop, request_stop, stop_requested
-from orchestrator.interrupt import stoppable, terminable
+from orchestrator.interrupt import children_keep_running, stoppable, terminable
 from orchestrator.quote import Quote, Stage
 from orchestrator.resources import Node, Resources
 from orchestrator.results import Trial
@@ -193,9 +195,57 @@ def test_ctrl_c_ends_a_study_that_is_stopping_already(tmp_path: Path):
 
 
 @pytest.mark.parametrize("block", [terminable, lambda: stoppable(Path("/none"), print)])
-def test_who_sends_sigterm_does_not_wait_for_epochs(block: Callable[[], Any]):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_who_sends_sigterm_or_closes_the_terminal_does_not_wait_for_epochs(block: Callable, number: signal.Signals):
     with block(), pytest.raises(KeyboardInterrupt):
-        press(signal.SIGTERM)
+        press(number)
+
+
+def test_who_said_nohup_goes_on_when_the_terminal_is_closed(tmp_path: Path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stoppable(tmp_path, print):
+            press(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert not stop_requested(tmp_path)
+
+
+def test_what_is_said_to_a_terminal_that_is_gone_is_no_error(tmp_path: Path):
+    """The rest of the program is about to write down how the study ended; it says so as well."""
+    pty = pytest.importorskip("pty", reason="terminals are tested on Unix")
+    ours, theirs = pty.openpty()
+    command = subprocess.Popen([sys.executable, "-c", HUNG_UP, str(tmp_path)], stdin=theirs, stdout=theirs,
+                               stderr=theirs, start_new_session=True)  # fmt: skip
+    os.close(theirs)
+    assert b"ready" in os.read(ours, 100)
+    os.close(ours)
+    command.send_signal(signal.SIGHUP)
+    assert command.wait(timeout=60) == 0
+    assert (tmp_path / "written").exists()
+
+
+HUNG_UP = """
+import sys, time
+from pathlib import Path
+from orchestrator.interrupt import terminable
+try:
+    with terminable():
+        print("ready", flush=True)
+        time.sleep(60)
+except KeyboardInterrupt:
+    print("what has been reached is kept", flush=True)
+    Path(sys.argv[1], "written").touch()
+"""
+
+
+def test_what_is_started_beside_the_trainings_outlives_the_terminal():
+    with children_keep_running():
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    child.send_signal(signal.SIGHUP)
+    child.communicate(b"end\n", timeout=60)
+    assert child.returncode == 0
+    assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_handlers_are_put_back_after_an_error(tmp_path: Path):

@@ -11,10 +11,21 @@ import pytest
 
 from orchestrator import launch
 from orchestrator.control import Stopped, request_stop, stop_requested
-from orchestrator.launch import Options, create, first_points, plan, resumed, told_first
+from orchestrator.launch import Options, conclude, create, first_points, plan, resumed, told_first
 from orchestrator.resources import Node, ResourceError
 from orchestrator.results import Trial, read_trials
-from orchestrator.study import Study, StudyError, StudyFailed, alone, base_config, read_state, read_study
+from orchestrator.spool import SPOOL, Spool
+from orchestrator.study import (
+    Study,
+    StudyError,
+    StudyFailed,
+    alone,
+    base_config,
+    read_state,
+    read_study,
+    write_state,
+)
+from orchestrator.tracking import SpoolTracker
 from proseg.data.store import Store
 from search_spaces import find_space
 from search_spaces.space import SpaceError
@@ -449,3 +460,19 @@ def test_a_full_disk_delays_the_report_on_the_data(
     assert len(attempts) == 3
     assert len([text for name, text in watcher.heard if name == "note" and "no space left" in text]) == 1
     assert read_state(begun) == "finished"
+
+
+def test_the_end_of_a_study_whose_process_died_is_written_down_once(tmp_path: Path, store: Store):
+    study = make_study(tmp_path, store)
+    add_trial(study, 0, 0.5)
+    add_trial(study, 1, 0.4, "running")
+    SpoolTracker(study).trial_started(Trial(1, {"optim.lr": 0.002, "model.tau_size": 2}))
+    write_state(study, "running")
+    conclude(study)
+    assert read_state(study) == "interrupted"
+    assert [trial.state for trial in read_trials(study)] == ["complete", "interrupted"]
+    ended = {r["key"]: r["status"] for r in Spool(study.folder).records() if r["op"] == "status"}
+    assert ended == {"t000": "FINISHED", "t001": "KILLED", "study": "KILLED"}
+    written = (study.folder / SPOOL).read_bytes()
+    conclude(study)
+    assert (study.folder / SPOOL).read_bytes() == written

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,12 +20,12 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from orchestrator.export import export
-from orchestrator.study import Study, find_study, write_state
+from orchestrator.study import Study, find_study
 from proseg.data.catalog import prepare_named
 from proseg.data.kinds import Choices
 from proseg.data.store import Store
 from tests.images import write_image
-from tests.studies import add_trial, make_store, make_study, score_fold, train_fold, train_trial
+from tests.studies import add_trial, make_store, make_study, running, score_fold, train_fold, train_trial
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -175,9 +176,12 @@ def _public_layouts(folder: Path) -> None:
                 write_image(folder / path, 255 - mask if path.startswith("CELLS") else mask)
 
 
+_KEPT = ExitStack()
+
+
 def _runs(home: Path) -> None:
-    """The latest study runs."""
-    write_state(find_study(home, None), "running")
+    """The latest study runs, until the tests end."""
+    _KEPT.enter_context(running(find_study(home, None)))
 
 
 BEFORE: dict[str, Callable[[Path], None]] = {

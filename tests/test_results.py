@@ -15,9 +15,9 @@ from orchestrator.results import (
     ranked,
     read_trials,
 )  # fmt: skip
-from orchestrator.study import Study, StudyError
+from orchestrator.study import Study, StudyError, write_state
 from proseg.fit import Criterion
-from tests.studies import add_trial, write_epochs
+from tests.studies import add_trial, running, write_epochs
 
 GED, DICE = Criterion("ged"), Criterion("dice_mean", maximize=True)
 
@@ -39,7 +39,16 @@ def test_the_last_event_of_a_trial_counts(study: Study):
               Trial(1, {"optim.lr": 0.1}, "complete", 2, 0.3, "", 5.0)]  # fmt: skip
     for event in events:
         log.append(event)
-    assert read_trials(study) == [events[1], events[2]]
+    with running(study):
+        assert read_trials(study) == [events[1], events[2]]
+
+
+def test_no_trial_runs_in_a_study_whose_process_died(study: Study):
+    add_trial(study, 0, None, "running", epoch=0)
+    write_epochs(study.trial_folder(0), [0.5])
+    write_state(study, "running")
+    (found,) = read_trials(study)
+    assert (found.state, found.epoch, found.reason) == ("interrupted", 1, "the process of the study died")
 
 
 def test_a_line_that_was_not_finished_does_not_count(study: Study):
@@ -52,7 +61,8 @@ def test_a_line_that_was_not_finished_does_not_count(study: Study):
 def test_a_running_trial_shows_the_epochs_it_has_written(study: Study):
     add_trial(study, 0, None, "running", epoch=0)
     write_epochs(study.trial_folder(0), [0.5, 0.3, 0.4])
-    (found,) = read_trials(study)
+    with running(study):
+        (found,) = read_trials(study)
     assert (found.state, found.epoch, found.objective) == ("running", 3, 0.3)
 
 

@@ -1,6 +1,7 @@
 """The whole of it: a search with Ray, the final stage and MLflow, as a user starts it."""
 
 import json
+import os
 import signal
 import subprocess
 import tomllib
@@ -9,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from orchestrator.results import median_objective, read_trials
@@ -216,12 +218,16 @@ def begin(place: Place, *words: str) -> subprocess.Popen[str]:
     return place.begin("launch", file, "--no-final", "--concurrent", "1", *words)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_search_that_is_interrupted_keeps_what_it_has(place: Place, number: signal.Signals):
     name = number.name.lower()
     process = begin(place, "--study", name)
     try:
         wait_for_epoch(process, "", 1)
+        if number == signal.SIGHUP:  # a terminal that is closed tells its whole group
+            for child in psutil.Process(process.pid).children(recursive=True):
+                if os.getpgid(child.pid) == os.getpgid(process.pid):
+                    child.send_signal(number)
         process.send_signal(number)
         out, err = process.communicate(timeout=120)
     finally:

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from orchestrator.results import Trial, TrialLog
 from orchestrator.study import Study, StudyError, read_state, write_state
 from proseg.data.store import Store
 from proseg.records import append_line, write_atomically
+from tests import studies
 from tests.studies import add_trial, confirm, fold_result, make_store, make_study, write_epochs
 
 
@@ -40,12 +41,12 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def running(home: Path, store: Store) -> Study:
+def running(home: Path, store: Store) -> Iterator[Study]:
     """A study that this process seems to run, with one trial that has ended."""
     study = make_study(home, store, final=[{"data": str(store.folder), "epochs": 2}])
-    write_state(study, "running")
     add_trial(study, 0, 0.4)
-    return study
+    with studies.running(study):
+        yield study
 
 
 def run(*words: str) -> Result:
@@ -118,19 +119,11 @@ def test_the_stage_is_that_of_the_last_folder(home: Path, store: Store):
     assert stage_of(study) == "search"
 
 
-def test_what_is_written_after_the_study_says_that_it_ended_is_told(running: Study):
-    add_trial(running, 1, None, "running")
-    heard = followed(running, ends(running, "interrupted"), lambda: add_trial(running, 1, None, "interrupted"))
-    assert [(name, trial.state) for name, trial in heard] == [("trial", "interrupted")]
-
-
-def test_a_study_whose_process_is_gone_ends_the_watch(running: Study):
-    def killed() -> None:
-        path = running.folder / "state.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"pid": 2**22 - 1}))
-
-    assert followed(running, killed) == []
-    assert read_state(running) == "interrupted"
+def test_a_study_whose_process_is_gone_ends_the_watch(home: Path, store: Store):
+    study = make_study(home, store)
+    write_state(study, "running")
+    assert followed(study) == []
+    assert read_state(study) == "interrupted"
 
 
 # The command
@@ -238,8 +231,8 @@ def test_studies_are_listed_newest_first(home: Path, store: Store):
     add_trial(old, 1, 0.3)
     add_trial(old, 2, 0.2, "running")
     confirm(old, leader=1, chosen=0)
-    write_state(new, "running")
-    found, unreadable = overview(home, now)
+    with studies.running(new):
+        found, unreadable = overview(home, now)
     assert [one.name for one in found] == ["new", "old"]
     assert unreadable == []
     running, finished = found

@@ -15,6 +15,7 @@ from orchestrator.study import (
     StudyError,
     alone,
     claim_folder,
+    died,
     find_study,
     read_state,
     read_study,
@@ -170,14 +171,6 @@ def test_a_state_that_was_written_is_read(study: Study, state):
     assert read_state(study) == state
 
 
-def test_a_study_runs_as_long_as_its_process(study: Study):
-    write_state(study, "running")
-    assert read_state(study) == "running"
-    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    (study.folder / "state.json").write_text(json.dumps({"state": "running", "pid": int(ended.stdout)}))
-    assert read_state(study) == "interrupted"
-
-
 def test_of_a_process_on_another_machine_nothing_is_known(study: Study):
     record = {"state": "running", "pid": 2**22 + 1, "host": "another machine"}
     (study.folder / "state.json").write_text(json.dumps(record))
@@ -217,10 +210,16 @@ def test_a_study_is_run_by_one_process_at_a_time(study: Study, holder: subproces
 
 
 def test_a_process_that_was_killed_does_not_stand_in_the_way(study: Study, holder: subprocess.Popen[str]):
+    """Nor does another that has got its number since: the lock tells, whatever the record says."""
+    write_state(study, "running")  # with the number of this process, which lives
+    assert read_state(study) == "running"
+    assert not died(study)
     holder.kill()
     holder.wait()
+    assert read_state(study) == "interrupted"
+    assert died(study)
     with alone(study):
-        pass
+        assert read_state(study) == "running"
 
 
 def test_a_study_is_let_go_after_an_error(study: Study):

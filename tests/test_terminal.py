@@ -20,7 +20,7 @@ from proseg.data.catalog import NAMES
 from proseg.data.kinds import KINDS
 from proseg.data.store import Store
 from search_spaces import shipped
-from tests.studies import add_trial, make_store, make_study
+from tests.studies import add_trial, make_store, make_study, running
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = [" ".join(words) for words in benchmark.commands()]
@@ -116,11 +116,9 @@ def test_a_report_on_data_as_json_has_its_numbers(home: Path, store: Store):
 
 
 def test_a_stop_as_json(home: Path, store: Store):
-    from orchestrator.study import write_state
-
     study = make_study(home, store)
-    write_state(study, "running")
-    found = json.loads(CliRunner().invoke(app, ["stop", "--json"]).stdout)
+    with running(study):
+        found = json.loads(CliRunner().invoke(app, ["stop", "--json"]).stdout)
     assert found == {"study": "s1", "stop": "requested"}
     assert (study.folder / "stop").exists()
 
