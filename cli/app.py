@@ -180,6 +180,9 @@ def _run(study: "Study", home: Path, *, address: str | None, verbose: bool, as_j
 @app.command()
 def resume(
     study: StudyName = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Configurations to try in all, those that were tried counted.")
+    ] = None,
     gpu_share: GpuShare = None,
     concurrent: Concurrent = None,
     max_time: MaxTime = None,
@@ -188,7 +191,7 @@ def resume(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the log of Ray.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Go on with a study that was stopped, interrupted or killed; one that is finished stays as it is."""
+    """Go on with a study that was stopped or killed, or with a finished one that is given more trials or time."""
     with user_errors():
         from orchestrator.launch import Options, resumed
         from orchestrator.results import read_trials
@@ -199,15 +202,18 @@ def resume(
 
         home = workspace()
         found = find_study(home, study)
-        if read_state(found) == "finished":
+        more = (trials, max_time, budget) != (None, None, None)
+        if read_state(found) == "finished" and not more:
             if found.storage is not None:  # it may have been away when the study ended
                 with alone(found):
                     Mirror(found, read_trials(found))
             if not as_json:
-                render.line(f"study {found.name} is finished; there is nothing to go on with")
+                render.line(
+                    f"study {found.name} is finished; there is nothing to go on with, unless --trials gives it more"
+                )
             _show_outcome(found, as_json)
             return
-        options = Options(gpu_share=gpu_share or None, concurrent=concurrent or None, max_time=max_time,
+        options = Options(trials=trials, gpu_share=gpu_share or None, concurrent=concurrent or None, max_time=max_time,
                           budget=pair(budget))  # fmt: skip
         with joined(address, home, verbose=verbose) as nodes:
             with alone(found):

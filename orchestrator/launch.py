@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator import session
+from orchestrator import earlier, session
 from orchestrator.confirm import candidates, run_confirm
 from orchestrator.control import Stopped, forget_stop
 from orchestrator.disk import patiently
@@ -39,6 +39,7 @@ from orchestrator.study import (
     died,
     find_study,
     identity,
+    read_state,
     readable_studies,
     variants,
     write_state,
@@ -159,12 +160,12 @@ def _quoted(
     study = study.model_copy(update={"resources": resources})
     cost = quote(study, found)
     timeout = options.epoch_timeout or max(LEAST_EPOCH_TIMEOUT, EPOCHS_BEFORE_TIMEOUT * cost.epoch)
-    _check_quote(study, cost, home)
+    _check_disk(cost, home)
+    _check_limits(study, cost)
     return study.model_copy(update={"quote": cost, "epoch_timeout": timeout})
 
 
-def _check_quote(study: Study, cost: Quote, home: Path) -> None:
-    """What is known not to suffice is refused before anything is started."""
+def _check_disk(cost: Quote, home: Path) -> None:
     home.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(home).free
     if cost.disk > free:
@@ -172,6 +173,10 @@ def _check_quote(study: Study, cost: Quote, home: Path) -> None:
             f"the study may need {cost.disk / 2**30:.1f} GiB in {home}, where {free / 2**30:.1f} GiB are free: make "
             "room, try fewer trials, or name another workspace in PROSEG_HOME"
         )
+
+
+def _check_limits(study: Study, cost: Quote) -> None:
+    """What is known not to suffice is refused before anything is started."""
     if not study.finals:
         return
     if study.max_time is not None and cost.after_search >= study.max_time:
@@ -275,8 +280,11 @@ def create(study: Study, home: Path, name: str | None, created: float) -> Study:
 def resumed(study: Study, home: Path, options: Options, nodes: Sequence[Node] | None) -> Study:
     """A study as it goes on: on the machines there are now, and with the limits that are given now.
 
+    The search of a finished study goes on if it is given more time, budget or trials.
+
     Raises:
-        StudyError: the data have changed, or the workspace's own MLflow store cannot be used.
+        StudyError: the data have changed, the workspace's own MLflow store cannot be used, or a finished study has no
+            trial left to try.
         ResourceError: the machines there are now are too small.
     """
     if is_own(home):
@@ -286,26 +294,48 @@ def resumed(study: Study, home: Path, options: Options, nodes: Sequence[Node] | 
         raise StudyError(
             f"{study.data.folder} is not what study {study.name} was begun on: its fingerprint has changed"
         )
+    trials = _trials_now(study, options)
     before = study.resources
     gpus = any(node.gpus for node in nodes or [this_node()])
     share = options.gpu_share or (before.gpu_share or None if gpus else None)
     concurrent = options.concurrent or min(
         before.concurrent,
-        plan_resources(workers=before.workers, gpu_share=share, concurrent=None, trials=study.trials, nodes=nodes)
+        plan_resources(workers=before.workers, gpu_share=share, concurrent=None, trials=trials, nodes=nodes)
         .concurrent,
     )  # fmt: skip
     resources = plan_resources(
-        workers=before.workers, gpu_share=share, concurrent=concurrent, trials=study.trials, nodes=nodes
+        workers=before.workers, gpu_share=share, concurrent=concurrent, trials=trials, nodes=nodes
     )
     _check_budget(options, resources)
-    changes: dict[str, Any] = {"resources": resources}
+    changes: dict[str, Any] = {"resources": resources, "trials": trials}
     if options.max_time is not None:
         changes["max_time"] = options.max_time
     if options.budget is not None:
         changes["budget"] = options.budget[0]
+    finished = read_state(study) == "finished"
     study = study.model_copy(update=changes)
+    if study.quote is not None and len(read_trials(study)) < trials:
+        _check_limits(study, study.quote)
     write_study(study)
+    if finished:
+        write_state(study, "interrupted", "its search goes on")
+        earlier.set_aside(study)
     return study
+
+
+def _trials_now(study: Study, options: Options) -> int:
+    """How many trials the study is to have.
+
+    Raises:
+        StudyError: it has so many already.
+    """
+    asked, tried = options.trials or study.trials, len(read_trials(study))
+    trials = min(asked, configurations(study.space, study.base, study.points) or asked)
+    if trials > tried or (options.trials is None and read_state(study) != "finished"):
+        return trials
+    if trials < asked:
+        raise StudyError(f"study {study.name} has tried all {tried} configurations of its space")
+    raise StudyError(f"study {study.name} has tried {tried} trials already: --trials {tried + 1}, or more, goes on")
 
 
 def get_ready(study: Study, home: Path, *, local: bool, verbose: bool) -> None:
@@ -399,6 +429,8 @@ def _finish(study: Study, best: Trial, keeper: Any, tracker: SpoolTracker, watch
             watcher.note(sentence(verdict, study.criterion.metric))
             best = next(trial for trial in trials if trial.number == verdict.chosen)
     watcher.stage("final")
+    if told := earlier.take_up(study, best.values):
+        watcher.note(told)
     results = run_final(study, best.values, keeper, tracker, watcher)
     for path in write_tables(study, results):
         tracker.artifact(path)

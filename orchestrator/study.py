@@ -153,6 +153,11 @@ class Study(BaseModel):
     def final_folder(self, data: str, fold: int) -> Path:
         return self.folder / "final" / data / f"fold{fold}"
 
+    @property
+    def earlier_finals(self) -> list[Path]:
+        """The final stages of other winners, before the search went on (`orchestrator.earlier`)."""
+        return sorted(self.folder.glob("earlier/*/final"))
+
 
 def identity(space: SearchSpace, base: TrainConfig, values: Mapping[str, Any]) -> Hashable:
     """Equal for values that come to the same configuration: a field that is not searched where they stand has the

@@ -65,6 +65,7 @@ class SpoolTracker:
         self._read_at: dict[str, float] = {}
         self._open: dict[str, Path] = {}
         self._best: str | None = None
+        self._final = "final"
         self._reported = False
         self._told: dict[str, tuple[int, float]] = {}
         for record in self.spool.records():
@@ -117,18 +118,20 @@ class SpoolTracker:
         self._training_ended(training.name, training.config, scores, [CONFIG, RESULT])
 
     def folds_started(self, folds: Sequence[tuple[DataRef, int, TrainConfig]]) -> None:
-        self._start("final", "final stage", kind="final", parent="study",
+        if before := self._study.earlier_finals:  # of other winners: their runs stay as they are
+            self._final = f"final-{len(before) + 1}"
+        self._start(self._final, "final stage", kind="final", parent="study",
                     tags={"proseg.data_label": _labels(self._study)})  # fmt: skip
-        self._open["final"] = self._study.folder / "final"
+        self._open[self._final] = self._study.folder / "final"
         for data, fold, config in folds:
-            key = f"final/{data.name}/{fold}"
+            key = f"{self._final}/{data.name}/{fold}"
             self._open[key] = self._study.final_folder(data.name, fold)
-            self._start(key, f"{data.name} fold {fold}", kind="fold", parent="final", params=_config(config),
+            self._start(key, f"{data.name} fold {fold}", kind="fold", parent=self._final, params=_config(config),
                         tags={"proseg.fold": str(fold)}, data=[(data, fold)])  # fmt: skip
 
     def fold_ended(self, data: DataRef, fold: int, config: TrainConfig, summary: dict[str, float]) -> None:
         scores = {f"test/{name}": value for name, value in summary.items()}
-        self._training_ended(f"final/{data.name}/{fold}", config, scores, [CONFIG, BEST, RESULT, CASES])
+        self._training_ended(f"{self._final}/{data.name}/{fold}", config, scores, [CONFIG, BEST, RESULT, CASES])
 
     def _training_ended(self, key: str, config: TrainConfig, scores: dict[str, float], files: Sequence[str]) -> None:
         folder = self._open.pop(key)
@@ -159,8 +162,8 @@ class SpoolTracker:
             self._mark_best(best.name)
         self._metrics("study", summary, step=step)
         status = {"finished": "FINISHED", "interrupted": "KILLED"}.get(state, "FAILED")
-        if "final" in self._open:
-            self._metrics("final", summary, step=0)
+        if self._final in self._open:
+            self._metrics(self._final, summary, step=0)
         for key, folder in self._open.items():  # the stages themselves, and trainings that did not come to an end
             failure = folder / FAILURE
             self._epochs(key, folder)

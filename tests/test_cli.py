@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 from cli.app import app
 from orchestrator.control import Stopped
 from orchestrator.resources import Node
-from orchestrator.study import Study, StudyError, StudyFailed, alone, find_study, write_state, write_study
+from orchestrator.study import Study, StudyError, StudyFailed, alone, find_study, read_state, write_state, write_study
 from proseg.data import npc
 from proseg.data.store import Store
 from tests.studies import (
@@ -842,6 +842,13 @@ def test_a_finished_study_stays_as_it_is_when_it_is_resumed(study: Study):
     assert tree(study.folder) == before
 
 
+@pytest.mark.parametrize("options", [["--max-time", "9h"], ["--trials", "2"], ["--budget", "9cpuh"]])
+def test_a_finished_study_that_has_tried_all_is_not_searched_further(study: Study, options: list[str]):
+    write_study(study.model_copy(update={"trials": 3}))
+    assert "s1 has tried 3 trials already: --trials 4, or more, goes on" in refused(run("resume", "s1", *options))
+    assert read_state(study) == "finished"
+
+
 def test_stop_leaves_word_for_the_process_that_runs_it(study: Study):
     with running(study):
         assert run("stop", "s1").exit_code == 0
@@ -870,7 +877,8 @@ def unfinished(study: Study, monkeypatch: pytest.MonkeyPatch) -> Study:
         (["--concurrent", "99"], "--concurrent 99"),
         (["--budget", "1gpuh"], "write 1cpuh"),
         (["--max-time", "soon"], "'soon' is not a duration"),
-        (["--trials", "9"], "--trials"),
+        (["--trials", "0"], "--trials"),
+        (["--trials", "3"], "s1 has tried 3 trials already: --trials 4, or more, goes on"),
     ],
 )
 def test_wrong_options_of_resume(unfinished: Study, monkeypatch: pytest.MonkeyPatch, options: list[str], part: str):

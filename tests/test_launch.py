@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator import launch
+from orchestrator import earlier, launch
+from orchestrator.confirm import read_verdict
 from orchestrator.control import Stopped, request_stop, stop_requested
+from orchestrator.follow import stage_of
 from orchestrator.launch import Options, conclude, create, first_points, plan, resumed, told_first
 from orchestrator.resources import Node, ResourceError
-from orchestrator.results import Trial, read_trials
+from orchestrator.results import Trial, read_results, read_trials
 from orchestrator.spool import SPOOL, Spool
 from orchestrator.study import (
     Study,
@@ -29,7 +31,7 @@ from orchestrator.tracking import SpoolTracker
 from proseg.data.store import Store
 from search_spaces import find_space
 from search_spaces.space import SpaceError
-from tests.studies import add_trial, make_space, make_store, make_study, probe_of
+from tests.studies import add_trial, confirm, make_space, make_store, make_study, probe_of, score_fold
 
 ONE = [Node(cpus=8, gpus=0)]
 GPUS = [Node(cpus=8, gpus=2)]
@@ -460,6 +462,27 @@ def test_a_full_disk_delays_the_report_on_the_data(
     assert len(attempts) == 3
     assert len([text for name, text in watcher.heard if name == "note" and "no space left" in text]) == 1
     assert read_state(begun) == "finished"
+
+
+@pytest.mark.parametrize("options", [Options(trials=9), Options(max_time=3600.0)])
+def test_the_search_of_a_finished_study_goes_on_if_it_is_given_more(tmp_path: Path, store: Store, options: Options):
+    final = [{"data": str(store.folder), "epochs": 1}]
+    study = make_study(tmp_path, store, final=final)
+    add_trial(study, 0, 0.5)
+    add_trial(study, 1, 0.4)
+    confirm(study, leader=1, chosen=0)
+    score_fold(study, 0, {"ged": 0.3})
+    fold = study.final_folder("blobs", 0)
+    planned = study.config_of(read_trials(study)[0].values).with_values({"epochs": 1})
+    (fold / "config.json").write_text(planned.model_dump_json())
+    again = resumed(study, tmp_path, options, ONE)
+    assert (read_state(study), again.trials, stage_of(again)) == ("interrupted", options.trials or 4, "search")
+    assert read_verdict(again) is None
+    assert read_results(again) == []
+    assert "another configuration wins than before" in earlier.take_up(again, read_trials(study)[1].values)
+    assert "taken up again" in earlier.take_up(again, read_trials(study)[0].values)
+    assert len(read_results(again)) == 1
+    assert earlier.take_up(again, read_trials(study)[1].values) == "", "a study that goes on within its final stage"
 
 
 def test_the_end_of_a_study_whose_process_died_is_written_down_once(tmp_path: Path, store: Store):
