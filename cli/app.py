@@ -4,6 +4,7 @@ Whatever is slow to import (torch, ray, mlflow) is imported inside the command t
 """
 
 import contextlib
+import io
 import os
 import sys
 import time
@@ -73,6 +74,9 @@ app.command()(sync)
 
 def main() -> None:
     """Entry point of the command."""
+    for stream in (sys.stdout, sys.stderr):  # what the terminal's encoding lacks is replaced
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     # Foreign libraries' deprecation notes are for their developers, not for who runs a study.
     warnings.simplefilter("ignore")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")

@@ -285,13 +285,13 @@ def _writing(out: Path) -> Iterator[None]:
 
 
 def _draw_case(store: "Store", case: str, out: Path | None, home: Path, *, as_json: bool) -> None:
+    from orchestrator.words import slug
     from proseg.data.catalog import rows_of_case
     from proseg.figures import case_sheet
 
     name, rows = rows_of_case(store, case)
     if out is None:
-        safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
-        out = home / "quality" / f"{store.manifest.name}-{safe}.png"
+        out = home / "quality" / f"{store.manifest.name}-{slug(name)}.png"
         out.parent.mkdir(parents=True, exist_ok=True)
     with _writing(out):
         _save(case_sheet(store, rows, name), out)

@@ -8,9 +8,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator.words import span
 
@@ -33,7 +33,7 @@ COLOURS = {"running": "cyan", "complete": "green", "finished": "green", "stopped
 
 
 def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False)
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)  # what users wrote is literal
     if not console.is_terminal:
         console.width = WIDTH_OF_A_PIPE  # a pipe has no width: nothing is folded there
     return console
@@ -43,17 +43,21 @@ out = _console(stderr=False)
 err = _console(stderr=True)
 
 
+def _state(state: str) -> Text:
+    return Text(state, style=COLOURS[state])
+
+
 def line(text: str) -> None:
-    out.print(escape(text), soft_wrap=not out.is_terminal)
+    out.print(text, soft_wrap=not out.is_terminal)
 
 
 def marked(mark: str, colour: str, text: str) -> None:
     """A line that begins with a word in colour; what follows stands below what begins it."""
-    out.print(f"[{colour}]{mark:9}[/] {escape(text)}", soft_wrap=not out.is_terminal)
+    out.print(Text(f"{mark:9}", style=colour), text, soft_wrap=not out.is_terminal)
 
 
 def error(text: str) -> None:
-    err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=not err.is_terminal)
+    err.print(Text("error:", style="red"), text, soft_wrap=not err.is_terminal)
 
 
 def json(record: object) -> None:
@@ -107,7 +111,7 @@ def _quoted(items: Iterable[T], total: int) -> Iterator[T]:
 
 
 def _bar(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as progress:
         yield from progress.track(items, total=total, description=what)
 
@@ -177,7 +181,7 @@ def plan(study: "Study", warnings: Sequence[str], *, as_json: bool) -> None:
     )
     rows["in all"] = cost(quote)
     for name, text in rows.items():
-        table.add_row(f"[bold]{escape(name)}[/bold]", escape(text))
+        table.add_row(Text(name, style="bold"), text)
     out.print(table)
 
 
@@ -332,7 +336,7 @@ def grid(heads: Sequence[str], rows: Iterable[Sequence[str]], *, words: Sequence
     for head in heads:
         table.add_column(head, justify="left" if head in words else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     out.print(table)
 
 
@@ -347,7 +351,7 @@ def trial_table(study: "Study", trials: Sequence["Trial"], title: str | None = N
         reached = (trial.objective, trial.second)[: len(metrics)]
         scores = ["" if value is None else f"{value:.4f}" for value in reached]
         words = settings(trial) if trial.state != "failed" else trial.reason
-        table.add_row(trial.name, f"[{COLOURS[trial.state]}]{trial.state}[/]", str(trial.epoch), *scores, escape(words))
+        table.add_row(trial.name, _state(trial.state), str(trial.epoch), *scores, words)
     return table
 
 
@@ -397,7 +401,7 @@ def _studies_table(found: Sequence["Overview"]) -> Table:
     for one in found:
         best = "" if one.best is None else f"{one.metric} {one.best:.4f} (t{one.trial:03d})"
         begun = datetime.fromtimestamp(one.begun).strftime("%Y-%m-%d %H:%M")
-        table.add_row(escape(one.name), escape(one.space), escape(one.data), f"[{COLOURS[one.state]}]{one.state}[/]",
+        table.add_row(one.name, one.space, one.data, _state(one.state),
                       f"{one.ended}/{one.planned}", best, begun, span(one.seconds),
                       f"{one.bytes / 2**20:.0f} MB")  # fmt: skip
     return table

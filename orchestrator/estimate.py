@@ -188,17 +188,19 @@ def free_memory() -> int:
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
     limit, current = (_number(Path("/sys/fs/cgroup") / f"memory.{name}") for name in ("max", "current"))
     if limit is None or current is None:
         return free
-    stat = dict(line.split() for line in (Path("/sys/fs/cgroup") / "memory.stat").read_text().splitlines())
+    stat = dict(
+        line.split() for line in (Path("/sys/fs/cgroup") / "memory.stat").read_text(encoding="utf-8").splitlines()
+    )
     return min(free, limit - current + int(stat["inactive_file"]))  # a cache of files is given back
 
 
 def _number(path: Path) -> int | None:
-    text = path.read_text().strip() if path.exists() else ""
+    text = path.read_text(encoding="utf-8").strip() if path.exists() else ""
     return int(text) if text.isdigit() else None
 
 

@@ -81,7 +81,7 @@ def _confirmation(study: Study) -> dict[str, Any] | None:
 def exported_to(study: Study) -> str | None:
     """Where this study's model was last exported to."""
     path = study.folder / RECORD
-    folder = json.loads(path.read_text())["folder"] if path.exists() else None
+    folder = json.loads(path.read_text(encoding="utf-8"))["folder"] if path.exists() else None
     return folder if folder and (Path(folder) / WEIGHTS).exists() else None
 
 
@@ -155,8 +155,10 @@ def _write(
         write_cases(folder / CASES, anonymous_cases(study, fold))
     for name, content in ((CONFIG, checkpoint.config.model_dump()), (DATA, data), (METRICS, metrics),
                           (ENVIRONMENT, study.environment)):  # fmt: skip
-        (folder / name).write_text(json.dumps(content, indent=1) + "\n")
-    (folder / CARD).write_text(_card(study, trial, checkpoint.config, data, results, retrained, choice))
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(
+        _card(study, trial, checkpoint.config, data, results, retrained, choice), encoding="utf-8"
+    )
     if graphs:
         _write_graphs(folder, graphs)
     write_stored(folder, study, trial.number, checkpoint, store, fold)
@@ -168,7 +170,7 @@ def _write_graphs(folder: Path, formats: Sequence[str]) -> None:
 
     model = load(folder)
     write(model, folder, formats)
-    with open(folder / CARD, "a") as card:
+    with open(folder / CARD, "a", encoding="utf-8") as card:
         card.write(described(model, formats))
 
 

@@ -191,7 +191,7 @@ class FoldResult:
 def read_results(study: Study) -> list[FoldResult]:
     """The folds that have been evaluated."""
     files = sorted((study.folder / "final").glob("*/fold*/result.json"))
-    results = [FoldResult(**json.loads(path.read_text())) for path in files]
+    results = [FoldResult(**json.loads(path.read_text(encoding="utf-8"))) for path in files]
     return sorted(results, key=lambda result: (result.data, result.fold))
 
 

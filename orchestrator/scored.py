@@ -194,7 +194,7 @@ def _of_model(name: str, folder: Path) -> Run:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise StudyError(f"{path} cannot be read: {error}") from None
 

@@ -86,7 +86,7 @@ def read_all_progress(folder: Path) -> dict[str, Progress]:
     """Of every store that this study has been sent to, by its name. What cannot be read counts as nothing sent: to send
     again does no harm."""
     try:
-        known = json.loads((folder / SENT).read_text())
+        known = json.loads((folder / SENT).read_text(encoding="utf-8"))
         return {store: Progress(**values) for store, values in known.items()}
     except (FileNotFoundError, ValueError, TypeError, AttributeError):
         return {}

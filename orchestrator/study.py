@@ -367,7 +367,7 @@ def running_since(study: Study) -> float:
 def _state_record(study: Study) -> dict[str, Any]:
     path = study.folder / STATE
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         return {"time": study.created} | record | {name: record[name] for name in ("state", "pid")}
     except FileNotFoundError:
         return {"state": "interrupted", "pid": 0, "time": study.created}

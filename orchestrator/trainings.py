@@ -44,7 +44,7 @@ class Training:
 
     @property
     def result(self) -> dict[str, Any]:
-        return json.loads((self.folder / RESULT).read_text())
+        return json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
 
 
 def run_trainings(

@@ -95,4 +95,6 @@ def failure_recorded(folder: Path) -> Iterator[None]:
 def failure_of(folder: Path) -> str:
     """Why the training of this folder failed."""
     path = folder / FAILURE
-    return json.loads(path.read_text())["reason"] if path.exists() else "its process ended without a word"
+    return (
+        json.loads(path.read_text(encoding="utf-8"))["reason"] if path.exists() else "its process ended without a word"
+    )

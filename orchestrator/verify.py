@@ -202,7 +202,8 @@ def in_fresh_process(model: Path, store: Path, record: Stored, out: Path) -> Non
     paths = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
         [sys.executable, "-P", "-m", "orchestrator.rescore", *words], env=os.environ | {"PYTHONPATH": paths},
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        encoding="utf-8", errors="replace", check=False,
     )  # fmt: skip
     if done.returncode and not (out / FOUND).exists():
         raise StudyError(f"the process that evaluated {model} {_ending(done.returncode, done.stderr)}")
@@ -221,7 +222,7 @@ def _computed(model: Path, store: Path, record: Stored, rescore: Rescore) -> Fou
     with tempfile.TemporaryDirectory(prefix="proseg-verify-") as name:
         out = Path(name)
         rescore(model, store, record, out)
-        found = json.loads((out / FOUND).read_text())
+        found = json.loads((out / FOUND).read_text(encoding="utf-8"))
         if "error" in found:
             raise StudyError(found["error"])
         values = read_columns(out / SCORES)
@@ -243,7 +244,7 @@ def _configuration(folder: Path, found: Found) -> list[str]:
     """Where the configuration beside the weights is not the one in them."""
     path = folder / CONFIG
     try:
-        told = json.loads(path.read_text())
+        told = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise StudyError(f"{path} is damaged ({error}); export the model again") from None
     return [] if told == found.config else [f"{CONFIG} is not the configuration that the weights carry"]

@@ -219,7 +219,7 @@ def load(folder: str | Path, *, device: str = "cpu") -> ExportedModel:
     folder = Path(folder)
     checkpoint = load_checkpoint(folder / WEIGHTS)
     try:
-        data = json.loads((folder / DATA).read_text())
+        data = json.loads((folder / DATA).read_text(encoding="utf-8"))
         if data["window"] is not None:
             low, high = map(float, data["window"])
             data["window"] = (low, high)

@@ -75,7 +75,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The records of an append-only file; what follows its last newline was not finished and is left out."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

@@ -560,7 +560,7 @@ def test_without_a_place_the_report_lies_in_the_workspace(tmp_path: Path, store:
     assert told == shown[:-1]
     report = Path(place.removeprefix("-> "))
     assert home in report.parents
-    assert report.read_text() == (tmp_path / "report" / "report.md").read_text()
+    assert report.read_text(encoding="utf-8") == (tmp_path / "report" / "report.md").read_text()
 
 
 def test_a_report_replaces_its_own_files_alone_and_only_when_forced(tmp_path: Path, store: Store, home: Path):

@@ -183,7 +183,7 @@ def test_trials_that_fit_into_the_memory_of_a_machine(planned, workers: int, tri
 
 
 def test_memory_that_is_free_is_less_than_there_is():
-    total = int(Path("/proc/meminfo").read_text().split("MemTotal:")[1].split()[0]) * 1024
+    total = int(Path("/proc/meminfo").read_text(encoding="utf-8").split("MemTotal:")[1].split()[0]) * 1024
     assert 0 < free_memory() < total
 
 

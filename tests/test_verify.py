@@ -79,9 +79,9 @@ def model(exported: Path, tmp_path: Path) -> Path:
 
 
 def edit(path: Path, change: Callable[[Any], Any]) -> None:
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     change(content)
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 # Nothing was changed

@@ -256,7 +256,7 @@ def ray_cluster(address: str | None, folder: Path, reachable: Reach = reach) -> 
         if address == "local" or not file.exists():
             return problem("Ray's cluster", f"RAY_ADDRESS={address}, and no cluster runs on this machine",
                            "unset RAY_ADDRESS    # or: ray start --head")  # fmt: skip
-        address = file.read_text().strip()
+        address = file.read_text(encoding="utf-8").strip()
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         return problem("Ray's cluster", f"RAY_ADDRESS={address} is no host:port", "export RAY_ADDRESS=HEAD:6379")
@@ -323,7 +323,8 @@ def start_ray() -> Finding:
     """Start a Ray as a study would, give it one task, and end it: a quarter of a minute."""
     began = time.monotonic()
     command = subprocess.Popen([sys.executable, "-c", START_RAY], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True, cwd=Path(__file__).resolve().parents[2], start_new_session=True)  # fmt: skip
+                               encoding="utf-8", errors="replace", cwd=Path(__file__).resolve().parents[2],
+                               start_new_session=True)  # fmt: skip
     try:
         said, _ = command.communicate(timeout=RAY_SECONDS)
     except subprocess.TimeoutExpired:

@@ -130,7 +130,7 @@ def _flops(study: Study) -> dict[int, float]:
     """GFLOPs of one slice's forward and backward pass, of the trials that were confirmed."""
     found: dict[int, list[float]] = {}
     for path in (study.folder / "confirm").glob(f"*/*/{RESULT}"):
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(encoding="utf-8"))
         found.setdefault(result["trial"], []).append(result["cost"] / 1e9)
     return {number: statistics.fmean(costs) for number, costs in found.items()}
 
