@@ -12,7 +12,7 @@ import typer
 
 from cli import render
 from cli.complete import offer, sources
-from cli.errors import INTERRUPTED, PLACES, user_errors
+from cli.errors import INTERRUPTED, user_errors
 from cli.options import DataName, Json, Lengths, Size, Window, lengths, size, window
 
 if TYPE_CHECKING:
@@ -279,9 +279,7 @@ def _writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in PLACES:
-            raise
-        raise DataError(f"--out {out} cannot be written: {error.strerror}") from None
+        raise DataError(f"--out {out} cannot be written: {error.strerror or error}") from None
 
 
 def _draw_case(store: "Store", case: str, out: Path | None, home: Path, *, as_json: bool) -> None:

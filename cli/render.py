@@ -278,10 +278,12 @@ def status(
     from dataclasses import asdict
 
     from orchestrator.disk import used
+    from orchestrator.study import reason_of
 
     folds = sum(final.folds for final in study.finals if final.data is not None)
     if as_json:
-        json({"study": study.name, "state": state, "trials_planned": study.trials, "folder": str(study.folder),
+        json({"study": study.name, "state": state, "reason": reason_of(study),
+              "trials_planned": study.trials, "folder": str(study.folder),
               "trials": [asdict(trial) for trial in trials], "folds_planned": folds,
               "spent": {"unit": study.resources.unit, "amount": sum(trial.cost for trial in trials)},
               "disk": used(study.folder), "mlflow": _tracked(study, state),
@@ -291,6 +293,8 @@ def status(
     words = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "none yet"
     line(f"study {study.name}: {state}; {len(trials)} of {study.trials} trials ({words}); "
          f"{len(results)} of {folds} final folds")  # fmt: skip
+    if reason := reason_of(study):
+        line(f"why: {reason}")
     spent, limit = sum(trial.cost for trial in trials), f" of {study.budget:g}" if study.budget else ""
     retries = sum(len(trial.retries) for trial in trials)
     again = f", which went on {retries} time(s) from a checkpoint" if retries else ""

@@ -27,6 +27,8 @@ TRIALS_PER_GPU = 4
 """More are not put on one card unasked: they would wait for each other."""
 USABLE_MEMORY = 0.8
 """Of the machine's memory that is free now; the rest is left to Ray, MLflow and the system."""
+KILLED = {"BrokenProcessPool", "WorkerCrashedError", "OutOfMemoryError"}
+"""What Python and Ray call it when a process is gone; torch calls a full GPU so, but never in this process."""
 BYTES_OF_AN_EPOCH = 4096
 """Of its record in the log, and of its points in MLflow's store."""
 
@@ -82,6 +84,12 @@ def probe(study: Study, *, remotely: bool, meanwhile: Callable[[], object] = lam
             meanwhile()
             return running.result()
     except Exception as error:
+        if type(error).__name__ in KILLED:
+            raise ResourceError(
+                "the process that measured the largest configuration of the space was killed, most likely as memory "
+                f"ran out ({free_memory() / 2**30:.1f} GiB are free now): lower batch_size or the sizes under "
+                "[search], or end other programs"
+            ) from None
         if isinstance(error, ProSegError) or "out of memory" not in str(error).lower():
             raise
         raise ResourceError(

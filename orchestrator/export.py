@@ -27,6 +27,7 @@ from proseg.records import (
     GRAPHS,
     METRICS,
     WEIGHTS,
+    read_json,
     whole_folder,
     write_atomically,
 )
@@ -81,7 +82,8 @@ def _confirmation(study: Study) -> dict[str, Any] | None:
 def exported_to(study: Study) -> str | None:
     """Where this study's model was last exported to."""
     path = study.folder / RECORD
-    folder = json.loads(path.read_text(encoding="utf-8"))["folder"] if path.exists() else None
+    known = read_json(path, "delete it, as it only says where the model was exported to") if path.exists() else {}
+    folder = known.get("folder")
     return folder if folder and (Path(folder) / WEIGHTS).exists() else None
 
 

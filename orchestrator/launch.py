@@ -20,12 +20,13 @@ from orchestrator.interrupt import stoppable
 from orchestrator.objective import INSTEAD, check_defined, check_objective, undefined
 from orchestrator.quote import Quote
 from orchestrator.resources import Node, Resources, plan_resources, this_node
-from orchestrator.results import DIED, Trial, TrialLog, best_trial, ranked, read_results, read_trials, summary
+from orchestrator.results import Trial, TrialLog, best_trial, ranked, read_results, read_trials, summary
 from orchestrator.retrain import run_final
 from orchestrator.rivals import sentence
 from orchestrator.spool import SPOOL
 from orchestrator.stores import check_store, is_own
 from orchestrator.study import (
+    DIED,
     DataRef,
     Final,
     Point,
@@ -52,7 +53,7 @@ from proseg.config import TrainConfig
 from proseg.data import quality
 from proseg.data.catalog import Track, missing, open_data, silent
 from proseg.data.store import Manifest, Store
-from proseg.errors import DataError
+from proseg.errors import DataError, ProSegError
 from proseg.recipes import RECIPES
 from proseg.records import Criterion, write_atomically
 from search_spaces import points
@@ -377,7 +378,7 @@ def _all_stages(
     study: Study, home: Path, tracker: SpoolTracker, watcher: Watcher, *, address: str | None, verbose: bool
 ) -> None:
     state: State = "failed"
-    tables = ""
+    tables = reason = ""
 
     def ray_lost(why: str) -> None:
         watcher.note(f"{why}; what has been reached is kept: `proseg-tune resume {study.name}` goes on")
@@ -401,11 +402,14 @@ def _all_stages(
     except (KeyboardInterrupt, Stopped):
         state = "interrupted"
         raise
+    except Exception as error:
+        reason = str(error) if isinstance(error, ProSegError) else f"{type(error).__name__}: {error}"
+        raise
     finally:
         try:
             _close(study, tracker, state, tables)
         finally:
-            write_state(study, state)  # last: a study that has ended has told all there is
+            write_state(study, state, reason)  # last: a study that has ended has told all there is
 
 
 def _report_on_data(study: Study, home: Path, watcher: Watcher) -> Path:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from proseg.records import append_line, read_lines, write_atomically
+from proseg.records import append_line, parse_line, read_lines, write_atomically
 
 SPOOL = "mlflow.jsonl"
 SENT = "mlflow.json"
@@ -62,7 +62,7 @@ def read_on(path: Path, offset: int, most: int) -> Iterator[tuple[dict[str, Any]
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            yield json.loads(line), offset
+            yield parse_line(path, line, f"at byte {offset - len(line)}"), offset
 
 
 # --- how far it has been sent -----------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from proseg.recipes import RECIPES
 from proseg.records import Criterion, write_atomically
 from search_spaces.space import FinalStage, SearchSpace, SpaceError
 
+DIED = "the process of the study died"
 MANIFEST, STATE, LOCK = "study.json", "state.json", ".running"
 SECONDS_OF_A_LOOK = 1.0
 """More than another process needs to see whether the study runs."""
@@ -228,7 +229,7 @@ def claim_folder(home: Path, space: str, name: str | None) -> Path:
     """
     while True:
         check_name(home, name)
-        folder = studies_folder(home) / (name or f"{_sanitised(space)}-{_readable()}")
+        folder = studies_folder(home) / (name or f"{_sanitised(space)[:60]}-{_readable()}")
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -357,6 +358,11 @@ def read_state(study: Study) -> str:
 def died(study: Study) -> bool:
     """Whether the process that ran it is gone and has not written how it ended."""
     return _state_record(study)["state"] == "running" and read_state(study) != "running"
+
+
+def reason_of(study: Study) -> str:
+    """Why it failed or was interrupted, as far as that is known."""
+    return DIED if died(study) else _state_record(study).get("reason", "")
 
 
 def running_since(study: Study) -> float:

@@ -6,6 +6,7 @@ ProSegError
 │   └── ManyFaults   several things are wrong with it
 ├── CheckpointError  a checkpoint or an exported model cannot be read
 │   └── DamagedCheckpoint  it was written by this program and is not whole
+├── RecordError      a file that a training or a study wrote is damaged
 ├── GraphError       a model cannot be written as a graph
 └── TrainingError    training cannot go on (the loss is no longer a finite number)
 """
@@ -35,6 +36,10 @@ class CheckpointError(ProSegError):
 
 class DamagedCheckpoint(CheckpointError):
     """A checkpoint is not whole; an older one may be."""
+
+
+class RecordError(ProSegError):
+    """A file that a training or a study wrote is damaged."""
 
 
 class GraphError(ProSegError):

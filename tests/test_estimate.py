@@ -1,6 +1,7 @@
 """What a study is expected to cost: from what was measured, by hand; and the measuring itself."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,11 @@ class Here:
     [
         (RuntimeError("CUDA out of memory. Tried to allocate\nmore"), ResourceError, "does not fit into a whole GPU"),
         (RuntimeError("a bug"), RuntimeError, "a bug"),
+        (
+            BrokenProcessPool("A process in the process pool was terminated abruptly"),
+            ResourceError,
+            r"was killed, most likely as memory ran out \(.* GiB are free now\): lower batch_size",
+        ),
         (DataError("out of memory, it says"), DataError, "out of memory, it says"),
     ],
 )

@@ -25,6 +25,7 @@ from orchestrator.study import (
     base_config,
     read_state,
     read_study,
+    reason_of,
     write_state,
 )
 from orchestrator.tracking import SpoolTracker
@@ -499,3 +500,11 @@ def test_the_end_of_a_study_whose_process_died_is_written_down_once(tmp_path: Pa
     written = (study.folder / SPOOL).read_bytes()
     conclude(study)
     assert (study.folder / SPOOL).read_bytes() == written
+
+
+def test_a_study_that_failed_says_why(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch):
+    study = make_study(tmp_path, store)
+    monkeypatch.setattr(launch.session, "keeper", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no room")))
+    with pytest.raises(RuntimeError):
+        launch._all_stages(study, tmp_path, SpoolTracker(study), None, address=None, verbose=False)  # type: ignore[arg-type]
+    assert (read_state(study), reason_of(study)) == ("failed", "RuntimeError: no room")
