@@ -85,10 +85,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def parse_line(path: Path, line: bytes, where: str) -> dict[str, Any]:
     """A record of an append-only file; raises RecordError where it is damaged."""
-    try:
-        return dict(json.loads(line))
-    except (ValueError, TypeError):
-        raise RecordError(f"{path} is damaged {where}: put back a copy, or delete that line") from None
+    return _object(line, f"{path} is damaged {where}: put back a copy, or delete that line")
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:
@@ -100,10 +97,17 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
     Raises:
         RecordError: it is damaged.
     """
+    return _object(path.read_bytes(), f"{path} is damaged: {advice}")
+
+
+def _object(text: bytes, damaged: str) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError):
-        raise RecordError(f"{path} is damaged: {advice}") from None
+        record = json.loads(text)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise RecordError(damaged)
+    return record
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

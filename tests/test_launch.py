@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -506,5 +507,5 @@ def test_a_study_that_failed_says_why(tmp_path: Path, store: Store, monkeypatch:
     study = make_study(tmp_path, store)
     monkeypatch.setattr(launch.session, "keeper", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no room")))
     with pytest.raises(RuntimeError):
-        launch._all_stages(study, tmp_path, SpoolTracker(study), None, address=None, verbose=False)  # type: ignore[arg-type]
+        launch._all_stages(study, tmp_path, SpoolTracker(study), Mock(), address=None, verbose=False)
     assert (read_state(study), reason_of(study)) == ("failed", "RuntimeError: no room")

@@ -196,6 +196,6 @@ def test_a_damaged_record_is_one_sentence_that_says_what_to_do(study: Study, fil
     add_trial(study, 0, 0.5)
     (study.folder / file).parent.mkdir(parents=True, exist_ok=True)
     (study.folder / file).write_bytes(content)
+    reads = read_results if "final" in file else lambda one: explanation(one, 0)
     with pytest.raises(RecordError, match=rf"{re.escape(file)} is damaged.*(delete that line|delete it, and)"):
-        explanation(study, 0)
-        read_results(study)
+        reads(study)
