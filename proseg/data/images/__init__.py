@@ -3,7 +3,7 @@ written like it. What is wrong with a file is said in one sentence: "damaged" of
 do."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,9 @@ import numpy as np
 from proseg.data.images.picture import Header, Picture
 from proseg.errors import ConfigError, DataError
 
-__all__ = ["Header", "Picture", "files", "is_image", "look", "read", "stem", "write_like"]
+__all__ = [
+    "Header", "Picture", "axes_of", "check_axes", "files", "is_image", "look", "read", "stem", "write_like",
+]  # fmt: skip
 
 KNOWN = (
     "NIfTI (.nii, .nii.gz, .hdr with .img), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), PNG, JPEG, BMP, GIF, PPM "
@@ -25,6 +27,8 @@ FORMATS = {
     "raster": "png|jpe?g|bmp|gif|p[bgpn]m|tiff?", "dicom": "dcm|dicom|ima",
 }  # fmt: skip
 """Suffixes of each module's files."""
+ARRAYS = (".npy", ".npz", ".tif", ".tiff")
+"""Suffixes of files whose axes a user may name."""
 SUFFIXES = re.compile(
     rf"\.(?:{'|'.join(f'(?P<{form}>{suffixes})' for form, suffixes in FORMATS.items())})$", re.IGNORECASE
 )
@@ -121,6 +125,17 @@ def is_image(name: str) -> bool:
 def stem(name: str) -> str:
     """The name without what says its type: "a.b" of "a.b.nii.gz"."""
     return SUFFIXES.sub("", name)
+
+
+def axes_of(path: Path, axes: str | None) -> str | None:
+    """What is said of the axes, for files that do not say it themselves."""
+    return axes if path.suffix.lower() in ARRAYS else None
+
+
+def check_axes(paths: Iterable[Path], axes: str | None) -> None:
+    """Raises DataError where axes are named and none of these files needs that."""
+    if axes is not None and not any(axes_of(path, axes) for path in paths):
+        raise DataError(f"--axes {axes}: all files say by themselves what their axes are; leave it out")
 
 
 def _write_plain(target: Path, values: np.ndarray, classes: int) -> Path:

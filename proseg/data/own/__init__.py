@@ -23,7 +23,7 @@ from proseg.data.kinds import Choices
 from proseg.data.own import folder, manifest, patterns
 from proseg.data.own.entries import Entry, Inventory, check, check_file
 from proseg.data.own.masks import Meaning
-from proseg.data.own.reading import ARRAYS, Reading, axes_of, mask_of, read
+from proseg.data.own.reading import Reading, mask_of, read
 from proseg.data.source import Source, identity_of
 from proseg.data.store import Description
 from proseg.data.tables import SUFFIXES
@@ -134,12 +134,11 @@ def _inventory(path: Path, choices: Choices) -> Inventory:
 
 def _headers(found: Inventory, choices: Choices, notes: Counter[str]) -> tuple[list[Header], Kind]:
     """Headers of the images, and whether they are slices or volumes; the masks' headers fit them."""
-    if choices.axes is not None and not any(file.suffix.lower() in ARRAYS for file in found.files):
-        raise DataError(f"--axes {choices.axes}: all files say by themselves what their axes are; leave it out")
+    images.check_axes(found.files, choices.axes)
     headers, faults = [], Faults()
     for entry in found.entries:
         with faults.caught():
-            each = [images.look(path, axes=axes_of(path, choices.axes)) for path in entry.images]
+            each = [images.look(path, axes=images.axes_of(path, choices.axes)) for path in entry.images]
             headers.append(joined_header([*map(str, entry.images)], each, f"{entry.where}: "))
             notes.update(headers[-1].notes)
     faults.check()
@@ -150,7 +149,7 @@ def _headers(found: Inventory, choices: Choices, notes: Counter[str]) -> tuple[l
         for rater, path in zip(found.raters, entry.masks, strict=True):
             if path is not None:
                 with faults.caught():
-                    mask = images.look(path, axes=axes_of(path, choices.axes), mask=True)
+                    mask = images.look(path, axes=images.axes_of(path, choices.axes), mask=True)
                     _check_mask(mask_of(path, rater, entry), mask, entry, image)
                     notes.update(mask.notes)
     faults.check()
