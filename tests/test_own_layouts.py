@@ -313,6 +313,28 @@ def test_one_name_in_two_spellings_is_refused_unless_it_is_said_to_be_two(tmp_pa
     assert "rater 'B' is spelt 'b'" in refused(table(path, rows))
 
 
+@pytest.mark.parametrize("volumes", [("P1", "p01"), ("one", "one"), ("", "")])
+def test_a_spelling_is_told_once(tmp_path: Path, rows, volumes: tuple[str, str]):
+    """Whether the volume is called like the patient, has another name, or is named after the patient here."""
+    for number, row in enumerate(rows):
+        row |= {"volume": row["patient"] if volumes[0] else "", "slice": str(number)}
+    rows[1]["patient"] = "p01"
+    rows[0]["volume"], rows[1]["volume"] = volumes
+    assert refused(table(tmp_path / "m.csv", rows)).startswith(f"{tmp_path}/m.csv, row 3: patient 'p01' is spelt 'P1'")
+    assert refused(tmp_path / "m.csv").count("\n") == 0
+
+
+def test_a_spelling_in_patterns_and_of_a_volume_alone_is_told_once(tmp_path: Path, rows):
+    for name in ("i1", "m1_a", "m1_b"):
+        (tmp_path / f"{name}.png").rename(tmp_path / f"{name.replace('1', '00')}.png")
+    told = refused(tmp_path, images="i{n}.png", masks=("m{n}_{rater}.png",))
+    assert told.startswith(f"{tmp_path}/i00.png: patient 'i00' is spelt 'i0' in {tmp_path}/i0.png")
+    assert told.count("spelt") == 1
+    rows = [row | {"volume": row["patient"]} for row in rows if row["patient"] != "P2"]
+    rows[1]["volume"] = "p01"
+    assert "volume 'p01' is spelt 'P1'" in refused(table(tmp_path / "m.csv", rows))
+
+
 # Raters in every part
 
 
@@ -397,7 +419,7 @@ def smooth(top: int) -> np.ndarray:
     ("mask", "classes", "said"),
     [
         (smooth(255), 1, "values between, on edges, where 0 and 1, or 0 and 255 are expected: --threshold 128"),
-        (smooth(255), 255, "on edges, where the labels 0 to 255 are expected: --threshold 128"),
+        (smooth(255), 255, "on edges, where the labels 0 to 255 are expected: --threshold 128 in place of --classes"),
         (smooth(6), 6, "holds 0, 6 and 5 values between, on edges"),
         (np.repeat([0, 2, 5], 8)[None, None].repeat(HEIGHT, 1), 1, "the labels 0, 2, 5, where 0 and 1, or 0 and 255"
          " are expected: --classes 5, if there are so many"),
@@ -410,6 +432,18 @@ def test_values_that_are_no_labels_are_told_with_what_they_look_like(mask: np.nd
         Meaning(classes).labels("m.png", mask)
     assert str(error.value).startswith("m.png holds ")
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("mask", "meaning", "said"),
+    [
+        (np.repeat([0, 128, 255], 8)[None, None].repeat(HEIGHT, 1), Meaning(2), "--threshold 128 in place of"),
+        (np.repeat([0, 2, 5], 8)[None, None].repeat(HEIGHT, 1), Meaning(invert=True), "--classes 5 in place of --inv"),
+    ],
+)
+def test_what_is_proposed_goes_with_what_was_said(mask: np.ndarray, meaning: Meaning, said: str):
+    with pytest.raises(DataError, match=said):
+        meaning.labels("m.png", mask)
 
 
 def test_a_threshold_makes_a_mask_of_grey_levels():

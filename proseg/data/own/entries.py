@@ -180,13 +180,15 @@ def check(found: Inventory, *, as_written: bool) -> None:
         )
     if not found.entries:
         raise DataError(f"{found.source}: no image is left that a rater annotated")
-    faults = Faults()
+    faults, spelt = Faults(), found.entries
     if not as_written:
         check_spelling("rater", ((rater, str(found.source)) for rater in found.raters), faults)
-        check_spelling("patient", ((entry.patient, entry.where) for entry in found.entries), faults)
-        check_spelling("volume", ((entry.volume, entry.where) for entry in found.entries), faults)
-    for each in (_files_once, _annotated, _slices_once, _patients, _parts):
-        faults.add(*each(found))
+        others = check_spelling("patient", ((entry.patient, entry.where) for entry in spelt), faults)
+        # A volume may be named after its patient: what follows from one spelling is not told of a second time.
+        spelt = tuple(entry for entry in spelt if entry.patient not in others)
+        check_spelling("volume", ((entry.volume, entry.where) for entry in spelt), faults)
+    for some in (_files_once(found), _annotated(found), _slices_once(found), _patients(spelt), _parts(found)):
+        faults.add(*some)
     faults.check()
 
 
@@ -234,10 +236,10 @@ def _slices_once(found: Inventory) -> Iterable[str]:
             )
 
 
-def _patients(found: Inventory) -> Iterable[str]:
+def _patients(entries: Iterable[Entry]) -> Iterable[str]:
     whose: dict[str, Entry] = {}
     parts: dict[str, Entry] = {}
-    for entry in found.entries:
+    for entry in entries:
         other = whose.setdefault(entry.volume, entry)
         if other.patient != entry.patient:
             yield (

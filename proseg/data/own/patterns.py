@@ -15,10 +15,9 @@ from proseg.data.images import is_image, stem
 from proseg.data.manifest import Skipped
 from proseg.data.own.entries import Entry, Files, Inventory
 from proseg.data.own.manifest import number_of, part_of
-from proseg.errors import ConfigError, DataError, Faults
+from proseg.errors import ConfigError, DataError, Faults, listed
 
 TOKEN = re.compile(r"\{([A-Za-z_]\w*)\}|\*\*/|\*|\?")
-SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -165,4 +164,4 @@ def _is_visible(path: Path, folder: Path) -> bool:
 def _some(there: Sequence[str]) -> str:
     if not there:
         return "there is no image file in it"
-    return f"there are {', '.join(there[:SHOWN])}" + (f" and {len(there) - SHOWN} more" if len(there) > SHOWN else "")
+    return f"there are {listed(there)}"
