@@ -196,6 +196,37 @@ def test_what_patterns_matched_is_written_as_a_manifest_that_is_read_back(tmp_pa
     assert written.read_text() == "mine"
 
 
+@pytest.mark.parametrize("layout", ["patterns", "folder"])
+def test_a_written_manifest_gives_the_same_data_and_says_that_patients_are_not_known(tmp_path: Path, rows, layout: str):
+    if layout == "folder":
+        for number in range(CASES):
+            for old, new in ((f"i{number}", "images"), (f"m{number}_a", "masks/a"), (f"m{number}_b", "masks/b")):
+                (tmp_path / "set" / new).mkdir(parents=True, exist_ok=True)
+                (tmp_path / f"{old}.png").rename(tmp_path / "set" / new / f"{number}.png")
+    folder = tmp_path / ("set" if layout == "folder" else "")
+    options = {} if layout == "folder" else {"images": "i{case}.png", "masks": ("m{case}_{rater}.png",)}
+    written, again = tmp_path / "found.csv", tmp_path / "again.csv"
+    first = prepare(own.source(folder, "mine", Choices(write_manifest=written, **options)), tmp_path / "one").manifest
+    other = prepare(own.source(written, "mine", Choices(root=folder, write_manifest=again)), tmp_path / "two").manifest
+    assert first.label == "images of one's own; each image taken for a patient of its own"
+    assert (other.label, other.fingerprint, other.folds) == (first.label, first.fingerprint, first.folds)
+    assert again.read_bytes() == written.read_bytes()
+
+
+def test_assumed_patients_that_are_known_are_refused(tmp_path: Path, rows):
+    for row in rows:
+        row["assumed_patient"] = row["patient"]
+    assert "columns 'patient' and 'assumed_patient'; keep the one" in refused(table(tmp_path / "m.csv", rows))
+    for row in rows:
+        del row["patient"]
+    assert own.source(table(tmp_path / "m.csv", rows), "mine", Choices()).description.label.endswith("of its own")
+    rows[4]["assumed_patient"] = "P2"
+    assert refused(table(tmp_path / "m.csv", rows)) == (
+        f"{tmp_path}/m.csv, row 6: assumed_patient 'P2' stands there a second time, after {tmp_path}/m.csv, row 3; "
+        "call the column 'patient' if it says whose the images are"
+    )
+
+
 # Tables
 
 
@@ -238,6 +269,35 @@ def test_files_below_another_root(tmp_path: Path, rows):
     assert "there is no such folder" in refused(path, root=tmp_path / "nowhere")
     rows[0]["image"] = "../i0.png"
     assert "leads out of" in refused(table(path, rows), root=tmp_path)
+
+
+def test_absolute_paths_are_those_of_a_folder_that_is_called_through_a_link(tmp_path: Path, rows):
+    link = tmp_path / "link"
+    real, other = tmp_path / "real", tmp_path / "other"
+    real.mkdir()
+    other.mkdir()
+    for path in tmp_path.glob("*.png"):
+        path.rename(real / path.name)
+    link.symlink_to(real)
+    for folder, root in ((real, link), (link, real), (real, real), (link, link)):
+        path = table(tmp_path / "m.csv", [row | {c: folder / str(row[c]) for c in [*row][:3]} for row in rows])
+        check_two(slices(path, root=root))
+        (tmp_path / "found.csv").unlink(missing_ok=True)
+        own.source(path, "mine", Choices(root=root, write_manifest=tmp_path / "found.csv"))
+        assert f"\n{rows[0]['image']}," in (tmp_path / "found.csv").read_text()
+    assert f"leads out of {other}" in refused(path, root=other)
+    (other / "loop").symlink_to(other / "loop")
+    rows[0]["image"] = other / "loop/i0.png"
+    assert f"loop/i0.png leads out of {link}" in refused(table(path, [rows[0]]), root=link)
+
+
+def test_a_link_out_of_a_folder_proposes_the_option_that_names_it(tmp_path: Path, rows):
+    (tmp_path / "set").mkdir()
+    for path in tmp_path.glob("*.png"):
+        (tmp_path / "set" / path.name).symlink_to(path)
+    patterns = {"images": "i{n}.png", "masks": ("m{n}_{rater}.png",)}
+    assert "name the folder where it lies with --from" in refused(tmp_path / "set", **patterns)
+    assert "name the folder where it lies with --root" in refused(table(tmp_path / "set/m.csv", rows))
 
 
 def test_spacing_is_what_the_row_or_the_option_says_and_otherwise_unknown(tmp_path: Path, rows):

@@ -101,20 +101,30 @@ class Files:
     """The files below a folder; what leads out of it is refused."""
 
     folder: Path
+    option: str = "--root"
+    """That names the folder."""
     _real: dict[Path, Path] = field(default_factory=dict)
     """Folders that have been looked at, and where they really lie."""
 
     def named(self, cell: str, where: str) -> Path:
         """The file of a cell of a manifest."""
         name = PurePosixPath(cell)
-        path = self.folder / name  # if the name is absolute, it is the path
-        if not path.is_relative_to(self.folder) or {"..", "\0"} & {*name.parts, *cell}:
+        path, leads_up = self.folder / name, {"..", "\0"} & {*name.parts, *cell}
+        if name.is_absolute() and not leads_up:
+            path = self.below(path)
+        if leads_up or not path.is_relative_to(self.folder):
             raise DataError(
                 f"{where}: {cell} leads out of {self.folder}; name files by their path below this folder, or another "
                 "folder with --root"
             )
         self.check(path, where)
         return path
+
+    def below(self, path: Path) -> Path:
+        """An absolute path by the name that the folder has here: it may be called in another way, through a link."""
+        real = self._resolved(path.parent) / path.name
+        there = self._resolved(self.folder)
+        return self.folder / real.relative_to(there) if real.is_relative_to(there) else path
 
     def check(self, path: Path, where: str) -> None:
         """That it is an image file, or the folder of a DICOM series, that can be opened."""
@@ -127,12 +137,12 @@ class Files:
         if not real.is_relative_to(self._resolved(self.folder)):
             raise DataError(
                 f"{where}: {path} is a link out of {self.folder}, to {real}; put the file itself there, or name the "
-                "folder where it lies with --root"
+                f"folder where it lies with {self.option}"
             )
 
     def _resolved(self, folder: Path) -> Path:
         if folder not in self._real:
-            self._real[folder] = folder.resolve()
+            self._real[folder] = Path(os.path.realpath(folder))
         return self._real[folder]
 
 

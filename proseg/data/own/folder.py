@@ -35,7 +35,7 @@ def inventory(folder: Path) -> Inventory:
             f"{'found both' if parts else 'found neither'}; other layouts are named with --images and --masks"
         )
     layouts: list[tuple[PartName | None, Path]] = [(part, folder / part) for part in parts] or [(None, folder)]
-    files = Files(folder)
+    files = Files(folder, "--from")
     raters = sorted({rater for _, place in layouts for rater in _raters(place / "masks")})
     entries, faults = [], Faults()
     for part, place in layouts:

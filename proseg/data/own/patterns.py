@@ -37,7 +37,7 @@ def inventory(folder: Path, of_images: str, of_masks: Sequence[str]) -> Inventor
     words = _words(of_images) | {"stem"}
     for pattern in of_masks:
         _check(pattern, words)
-    files = Files(folder)
+    files = Files(folder, "--from")
     there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if _is_visible(path, folder))
     called = _regex(of_images)
     images = [_image(name, match) for name in there if (match := called.fullmatch(name))]
