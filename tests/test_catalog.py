@@ -386,7 +386,7 @@ def test_a_source_is_asked_for_what_was_said(tmp_path: Path, home: Path, kind: s
 def test_own_data_are_asked_for_all_that_was_said(tmp_path: Path, home: Path):
     with pytest.raises(Asked) as caught:
         prepare_named("own", tmp_path, "mr", home, Choices(**SAID))
-    assert caught.value.args_and_options == ((tmp_path, "mr", Choices(**SAID)), {})
+    assert caught.value.args_and_options == ((tmp_path, "mr", Choices(**SAID)), {"track": silent})
 
 
 @pytest.mark.parametrize(

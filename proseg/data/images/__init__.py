@@ -15,7 +15,8 @@ from proseg.data.images.picture import Header, Picture
 from proseg.errors import ConfigError, DataError
 
 __all__ = [
-    "Header", "Picture", "axes_of", "check_axes", "files", "is_image", "look", "read", "stem", "write_like",
+    "Header", "Picture", "axes_of", "check_axes", "files", "is_image", "look", "pixels_among", "read", "stem",
+    "write_like",
 ]  # fmt: skip
 
 KNOWN = (
@@ -27,6 +28,8 @@ FORMATS = {
     "raster": "png|jpe?g|bmp|gif|p[bgpn]m|tiff?", "dicom": "dcm|dicom|ima",
 }  # fmt: skip
 """Suffixes of each module's files."""
+HEADERS = re.compile(r"\.(?:hdr|hdr\.gz|mhd|nhdr)$", re.IGNORECASE)
+"""Suffixes of files whose pixels lie in another file beside them."""
 ARRAYS = (".npy", ".npz", ".tif", ".tiff")
 """Suffixes of files whose axes a user may name."""
 SUFFIXES = re.compile(
@@ -115,6 +118,15 @@ def files(path: Path) -> list[Path]:
         if form == "dicom":
             return [image.path for image in _source(path, form, None, False).images]
         return [*dict.fromkeys(_module(form).files(path))]
+
+
+def pixels_among(paths: Iterable[Path]) -> set[Path]:
+    """The files that hold the pixels of a header among these: of a pair, the header is the image.
+
+    Raises:
+        DataError: a header is damaged.
+    """
+    return {other for path in paths if HEADERS.search(path.name) for other in files(path) if other != path}
 
 
 def is_image(name: str) -> bool:

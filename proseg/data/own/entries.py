@@ -111,7 +111,7 @@ class Files:
         name = PurePosixPath(cell)
         path, leads_up = self.folder / name, {"..", "\0"} & {*name.parts, *cell}
         if name.is_absolute() and not leads_up:
-            path = self.below(path)
+            path = self.below(path) or path
         if leads_up or not path.is_relative_to(self.folder):
             raise DataError(
                 f"{where}: {cell} leads out of {self.folder}; name files by their path below this folder, or another "
@@ -120,11 +120,11 @@ class Files:
         self.check(path, where)
         return path
 
-    def below(self, path: Path) -> Path:
-        """An absolute path by the name that the folder has here: it may be called in another way, through a link."""
-        real = self._resolved(path.parent) / path.name
-        there = self._resolved(self.folder)
-        return self.folder / real.relative_to(there) if real.is_relative_to(there) else path
+    def below(self, path: Path) -> Path | None:
+        """A path by the name that the folder has here, where it may be called in another way, through a link; None
+        where it lies elsewhere."""
+        real, there = self._resolved(path.parent) / path.name, self._resolved(self.folder)
+        return self.folder / real.relative_to(there) if real.is_relative_to(there) else None
 
     def check(self, path: Path, where: str) -> None:
         """That it is an image file, or the folder of a DICOM series, that can be opened."""
