@@ -120,13 +120,14 @@ def files(path: Path) -> list[Path]:
         return [*dict.fromkeys(_module(form).files(path))]
 
 
-def pixels_among(paths: Iterable[Path]) -> set[Path]:
-    """The files that hold the pixels of a header among these: of a pair, the header is the image.
+def pixels_among(folder: Path, names: Iterable[str]) -> set[str]:
+    """Of these files in a folder those that hold the pixels of a header among them: of a pair, the header is the image.
 
     Raises:
         DataError: a header is damaged.
     """
-    return {other for path in paths if HEADERS.search(path.name) for other in files(path) if other != path}
+    headers = (folder / name for name in names if HEADERS.search(name))
+    return {other.relative_to(folder).as_posix() for path in headers for other in files(path) if other != path}
 
 
 def is_image(name: str) -> bool:

@@ -81,8 +81,8 @@ def _by_stem(folder: Path, files: Files, faults: Faults) -> dict[str, Path]:
     """The files of a folder by their name without the type, in alphabetical order; none where there is no folder."""
     found: dict[str, Path] = {}
     there = _visible(folder) if folder.is_dir() else []
-    pixels = pixels_among(there)
-    for path in (path for path in there if path not in pixels):
+    pixels = pixels_among(folder, (path.name for path in there))
+    for path in (path for path in there if path.name not in pixels):
         with faults.caught():
             files.check(path, str(path.parent))
             name = stem(path.name)

@@ -36,14 +36,14 @@ class Listing:
         found = {
             name: match for name in self.files if images.is_image(name) and (match := pattern.regex.fullmatch(name))
         }
-        for path in images.pixels_among(self.folder / name for name in found):
-            found.pop(path.relative_to(self.folder).as_posix(), None)
+        parts = images.pixels_among(self.folder, found)
         for name, files in self.folders.items():
             if (match := pattern.regex.fullmatch(name)) and any(map(self._is_of_series, files)):
-                found = {one: match for one, match in found.items() if one not in files} | {name: match}
+                found[name] = match
+                parts |= files
         if not found:
             raise DataError(f"{self.folder}: no file is called like {pattern}; {self._meant(pattern)}")
-        return {name: found[name] for name in sorted(found)}
+        return {name: found[name] for name in sorted(found.keys() - parts)}
 
     def nearly_called(self, pattern: Pattern) -> Iterator[str]:
         """Files that would be called like a pattern if their letters were of another case."""

@@ -9,6 +9,7 @@ of these names tell in a manifest. A folder of DICOM files is one image.
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from proseg.data.images import stem
@@ -18,6 +19,9 @@ from proseg.data.own.listing import Listing, is_dicom_name, listing, one_by_one
 from proseg.data.own.manifest import number_of, part_of
 from proseg.data.own.wildcards import Pattern
 from proseg.errors import ConfigError, DataError, Faults, listed
+
+Masks = dict[str, tuple[str | None, str]]
+"""For each file of a mask its image, None where there is none, and its rater."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +44,11 @@ def inventory(folder: Path, of_images: str, of_masks: Sequence[str]) -> Inventor
         _check(one, pattern.words | {"stem"})
     there = listing(folder)
     called = {one: there.called(one) for one in (pattern, *patterns)}
-    images = [_image(name, match) for name, match in called[pattern].items()]
-    # Where masks lie beside their images, a pattern of images may name both.
-    beside = {
-        name
-        for one in patterns
-        for name, (image, _) in _matched(one, pattern, images, called[one]).items()
-        if image not in (None, name)
-    }
-    images = [image for image in images if image.path not in beside]
+    images, found = _told_apart(pattern, patterns, called)
     drawn: dict[str, dict[str, str]] = {image.path: {} for image in images}
     skipped, faults = [], Faults()
     for one in patterns:
-        for mask, (image, rater) in _matched(one, pattern, images, called[one]).items():
+        for mask, (image, rater) in found[one].items():
             if mask in drawn:
                 continue
             if image is None:
@@ -96,16 +92,30 @@ def _pattern(files: Files, option: str, given: str) -> Pattern:
     return Pattern(option, given, path.relative_to(files.folder).as_posix())
 
 
+def _told_apart(
+    of_images: Pattern, of_masks: Sequence[Pattern], called: Mapping[Pattern, Mapping[str, re.Match[str]]]
+) -> tuple[list[_Image], dict[Pattern, Masks]]:
+    """The images, and what each pattern of masks names; a pattern of images may name masks that lie beside them."""
+    images = [_image(name, match) for name, match in called[of_images].items()]
+    found = {one: _matched(one, of_images, images, called[one]) for one in of_masks}
+    every = chain.from_iterable(masks.items() for masks in found.values())
+    if beside := {mask for mask, (image, _) in every if image not in (None, mask)} & called[of_images].keys():
+        images = [image for image in images if image.path not in beside]
+        found = {one: _matched(one, of_images, images, called[one]) for one in of_masks}
+    return images, found
+
+
 def _entry(folder: Path, image: _Image, masks: dict[str, str], raters: Sequence[str], files: Files) -> Entry:
-    words, where = image.words, str(folder / image.path)
-    for name in (image.path, *masks.values()):
-        files.check(folder / name, where)
+    words, path = image.words, folder / image.path
+    drawn, where = {rater: folder / mask for rater, mask in masks.items()}, str(path)
+    for one in (path, *drawn.values()):
+        files.check(one, where)
     patient = words.get("patient", stem(image.path))
     number = number_of(where, words.get("slice", ""))
     return Entry(
         where,
-        (folder / image.path,),
-        tuple(folder / masks[rater] if rater in masks else None for rater in raters),
+        (path,),
+        tuple(map(drawn.get, raters)),
         patient,
         words.get("volume") or (patient if number is not None else image.path),
         number,
@@ -119,8 +129,8 @@ def _image(name: str, match: re.Match[str]) -> _Image:
 
 def _matched(
     pattern: Pattern, of_images: Pattern, images: Sequence[_Image], called: Mapping[str, re.Match[str]]
-) -> dict[str, tuple[str | None, str]]:
-    """For each file that a pattern of masks names: its image, None where there is none, and its rater."""
+) -> Masks:
+    """The files that a pattern of masks names."""
     shared = sorted(pattern.words - {"rater"})
     by_words = {tuple(image.words[word] for word in shared): image.path for image in images}
     if len(by_words) < len(images):
@@ -128,7 +138,7 @@ def _matched(
             raise one_by_one(of_images)
         raise ConfigError(f"{pattern} cannot tell the images apart: repeat more of what --images names")
     exact = pattern.regex_of({word: {image.words[word] for image in images} for word in shared})
-    found: dict[str, tuple[str | None, str]] = {}
+    found: Masks = {}
     for name, loose in called.items():
         match = exact.fullmatch(name)
         image = by_words.get(tuple(match[word] for word in shared)) if match else None
