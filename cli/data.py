@@ -227,7 +227,8 @@ def data_show(
     ] = None,
     count: Annotated[int, typer.Option(min=1, max=200, help="Slices shown, in a picture alone.")] = 24,
     case: Annotated[str | None, typer.Option(metavar="NAME",
-                                             help="Draw one volume or image large, by the end of its name.")] = None,
+                                             help="Draw one volume, image or patient large, by the end of its "
+                                                  "name.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what this command wrote there.")] = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip

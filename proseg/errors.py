@@ -67,6 +67,12 @@ class ManyFaults(DataError):
         return ManyFaults, (self.sentences,)
 
 
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first of these names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 class Faults:
     """What is wrong with a user's data, collected so that all of it is told at once."""
 
