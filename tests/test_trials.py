@@ -82,7 +82,7 @@ def database() -> None:
 
 @pytest.fixture
 def planned(tmp_path: Path, store: Store) -> Iterator[Callable[..., Study]]:
-    """Makes a study that this process runs; `max_time` and `budget` are its own, the other changes are those of its space."""
+    """Makes a study that this process runs; `max_time` and `budget` are its own, other changes are its space's."""
 
     def make(name: str = "s1", *, max_time: float | None = None, budget: float | None = None, **changes: Any) -> Study:
         trials = changes.pop("trials", 4)
