@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import earlier, session
+from orchestrator.addresses import settled
 from orchestrator.confirm import candidates, run_confirm
 from orchestrator.control import Stopped, forget_stop
 from orchestrator.disk import patiently
@@ -121,7 +122,7 @@ def plan(
                 f"--workers {resources.workers}"
             )
     check_objective(space)
-    _check_storage(options.storage)
+    storage = _checked_storage(options.storage)
     _check_budget(options, resources)
     absent = missing(space.data, home)
     if absent:
@@ -144,7 +145,7 @@ def plan(
     study = Study(
         name="", folder=home, created=0.0, space=space, base=base, data=DataRef.of(store.folder, store.manifest),
         finals=finals, resources=resources, trials=trials, seed=options.seed, points=tried_first,
-        max_time=options.max_time, budget=options.budget and options.budget[0], storage=options.storage,
+        max_time=options.max_time, budget=options.budget and options.budget[0], storage=storage,
         environment=environment(),
     )  # fmt: skip
     return _quoted(study, options, home, asked, meanwhile)
@@ -191,12 +192,13 @@ def _check_limits(study: Study, cost: Quote) -> None:
         )
 
 
-def _check_storage(url: str | None) -> None:
+def _checked_storage(url: str | None) -> str | None:
+    """As it can be kept in the study."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
     if url is None:
-        return
+        return None
     try:
         password = make_url(url).password
     except ArgumentError:
@@ -209,6 +211,7 @@ def _check_storage(url: str | None) -> None:
             "--storage holds a password, which would be kept in the study's folder and in MLflow: leave it out, and "
             "give it in PGPASSWORD or ~/.pgpass"
         )
+    return settled(url)
 
 
 def _check_budget(options: Options, resources: Resources) -> None:

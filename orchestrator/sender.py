@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import pages
 from orchestrator.results import read_trials
-from orchestrator.stores import artifact_folder, first_line, is_own, local_lock
+from orchestrator.stores import artifact_folder, first_line, local_lock
 from orchestrator.study import Study, StudyError
 
 if TYPE_CHECKING:
@@ -188,7 +188,8 @@ class Sender:
             if found.lifecycle_stage == "deleted":  # by a person, in MLflow's pages; its name stays taken
                 self._client.restore_experiment(found.experiment_id)
             return found.experiment_id
-        location = (artifact_folder(home) / self._study.space.name).as_uri() if is_own(home) else None
+        folder = artifact_folder(home)
+        location = folder and (folder / self._study.space.name).as_uri()
         return self._client.create_experiment(
             name, artifact_location=location, tags={"mlflow.experimentKind": "custom_model_development"}
         )

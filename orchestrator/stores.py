@@ -8,6 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from orchestrator.addresses import for_libraries, settled, sqlite_address, sqlite_file
 from orchestrator.study import StudyError
 
 OWN = "workspace"
@@ -23,24 +24,38 @@ hung would make a run twice."""
 
 def local_uri(home: Path) -> str:
     """The store in the workspace."""
-    return f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"
-
-
-def artifact_folder(home: Path) -> Path:
-    return home / "mlflow" / "artifacts"
+    return for_libraries(sqlite_address(_own(home)))
 
 
 def tracking_uri(home: Path) -> str:
     """MLFLOW_TRACKING_URI if it is set, else the store in the workspace, whose folder is made."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or local_uri(home)
-    if uri == local_uri(home):
+    if is_own(home):
         (home / "mlflow").mkdir(parents=True, exist_ok=True)
-    return uri
+        return local_uri(home)
+    return for_libraries(os.environ["MLFLOW_TRACKING_URI"])
 
 
 def is_own(home: Path) -> bool:
-    """Whether runs are kept in the workspace's own store."""
-    return tracking_uri(home) == local_uri(home)
+    """Whether runs are kept in the workspace's own store, by whatever path it is named."""
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    file = sqlite_file(named) if named else _own(home)
+    return file is not None and file.resolve() == _own(home).resolve()
+
+
+def artifact_folder(home: Path) -> Path | None:
+    """Where the files of runs are kept: beside a SQLite store; None where a server decides."""
+    if is_own(home):
+        return own_artifacts(home)
+    file = sqlite_file(os.environ["MLFLOW_TRACKING_URI"])
+    return file and file.resolve().parent / "artifacts"
+
+
+def own_artifacts(home: Path) -> Path:
+    return _own(home).parent / "artifacts"
+
+
+def _own(home: Path) -> Path:
+    return home / "mlflow" / "mlflow.db"
 
 
 def wants_server(home: Path) -> bool:
@@ -51,7 +66,7 @@ def wants_server(home: Path) -> bool:
 
 def store_name(home: Path) -> str:
     """What a store is called in files, messages and logs: its address without a password."""
-    return OWN if is_own(home) else without_password(tracking_uri(home))
+    return OWN if is_own(home) else without_password(settled(os.environ["MLFLOW_TRACKING_URI"]))
 
 
 def without_password(uri: str) -> str:

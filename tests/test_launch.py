@@ -150,7 +150,7 @@ def test_options_take_the_place_of_the_spaces_own(planned, store: Store):
     study = planned(asked, confirm={"top": 2, "repeats": 1})
     assert (study.space.sampler, study.space.confirm.top, study.space.confirm.repeats) == ("qmc", 5, 1)
     assert (study.trials, study.base.epochs, study.seed, study.base.seed) == (7, 3, 4, 4)
-    assert (study.storage, study.epoch_timeout) == ("sqlite:///there.db", 30.0)
+    assert (study.storage, study.epoch_timeout) == (f"sqlite:///{Path.cwd()}/there.db", 30.0), "the same from anywhere"
     assert (study.max_time, study.budget) == (7200.0, 2.0)
 
 
