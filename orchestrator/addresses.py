@@ -5,6 +5,7 @@ The address of a SQLite file is its path behind three slashes. People write the 
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
@@ -30,16 +31,13 @@ def sqlite_file(address: str) -> Path | None:
 
 def settled(address: str) -> str:
     """The address as it may be kept: it means the same from whatever folder it is read."""
-    found = _parts(address)
-    return sqlite_address(found[0].resolve(), found[1]) if found else address
+    return with_file(address, Path.resolve)
 
 
-def moved(address: str, old: Path, new: Path) -> str:
-    """The address of what lay below one folder and lies at the same place below another."""
+def with_file(address: str, change: Callable[[Path], Path]) -> str:
+    """The address of another file; as it is where it is of something else."""
     found = _parts(address)
-    if found is None or not found[0].is_relative_to(old):
-        return address
-    return sqlite_address(new / found[0].relative_to(old), found[1])
+    return sqlite_address(change(found[0]), found[1]) if found else address
 
 
 def for_libraries(address: str) -> str:

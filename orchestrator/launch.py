@@ -286,17 +286,14 @@ def resumed(study: Study, home: Path, options: Options, nodes: Sequence[Node] | 
     The search of a finished study goes on if it is given more time, budget or trials.
 
     Raises:
-        StudyError: the data have changed, the workspace's own MLflow store cannot be used, or a finished study has no
-            trial left to try.
+        DataError: the data are not there, or have changed.
+        StudyError: the workspace's own MLflow store cannot be used, or a finished study has no trial left to try.
         ResourceError: the machines there are now are too small.
     """
     if is_own(home):
         check_store(home)
-    store = Store(study.data.folder)
-    if store.manifest.fingerprint != study.data.fingerprint:
-        raise StudyError(
-            f"{study.data.folder} is not what study {study.name} was begun on: its fingerprint has changed"
-        )
+    for data in study.sets:
+        data.store()
     trials = _trials_now(study, options)
     before = study.resources
     gpus = any(node.gpus for node in nodes or [this_node()])

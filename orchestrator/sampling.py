@@ -280,7 +280,7 @@ class Mirror:
             return None
 
     def _open(self, trials: Sequence[Trial]) -> optuna.Study:
-        name = self._plan.space.name if self._plan.storage is None else self._plan.name
+        name = self._plan.space.name if self._plan.storage is None else self._plan.key
         file = self._plan.folder / "optuna.db" if self._plan.storage is None else None
         arguments: dict[str, Any] = {"study_name": name, "directions": directions(self._plan)}
         try:

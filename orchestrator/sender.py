@@ -105,7 +105,8 @@ class Sender:
         new = [Param(name, value) for name, value in params.items() if name not in known]
         self._client.log_batch(self._id(key), params=new)
         if data:
-            self._client.log_inputs(self._id(key), [_input(**part) for part in data])
+            places = {ref.name: ref.folder.as_uri() for ref in self._study.sets}
+            self._client.log_inputs(self._id(key), [_input(**part | {"source": places[part["name"]]}) for part in data])
 
     def _metrics(self, key: str, points: list[tuple[int, int, dict[str, float]]]) -> None:
         from mlflow.entities import Metric
@@ -174,7 +175,7 @@ class Sender:
     # --- runs ---------------------------------------------------------------------------------------------------------
 
     def _uid(self, key: str) -> str:
-        return f"{self._study.name}/{key}"
+        return f"{self._study.key}/{key}"
 
     def _id(self, key: str) -> str:
         if not self.has(key):
@@ -199,7 +200,7 @@ class Sender:
         from mlflow.entities import ViewType
 
         found: dict[str, Run] = {}
-        query, token = f"tags.`proseg.study` = '{self._study.name}'", None
+        query, token = f"tags.`proseg.study` = '{self._study.key}'", None
         while True:
             page = self._client.search_runs([self.experiment], query, ViewType.ALL, 1000, page_token=token)
             for run in page:

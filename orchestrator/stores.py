@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
 from filelock import FileLock
@@ -20,6 +20,12 @@ DEFAULTS = {
 }  # fmt: skip
 """The client's own defaults block for four minutes where nobody answers. Nor may it try again by itself: a server that
 hung would make a run twice."""
+
+
+PLACES = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("datasets", "dataset_source"),
+          ("logged_models", "artifact_location"), ("model_versions", "source"),
+          ("model_versions", "storage_location"))  # fmt: skip
+"""Where MLflow's database keeps whole paths."""
 
 
 def local_uri(home: Path) -> str:
@@ -93,9 +99,27 @@ def check_store(home: Path) -> None:
             from mlflow import MlflowClient
 
             MlflowClient(tracking_uri(home)).search_experiments(max_results=1)
+            if is_own(home):
+                _bring_along(home)
     except Exception as error:  # a driver that is not installed, a file that is no database: foreign code has no limit
         uri = without_password(tracking_uri(home))
         raise StudyError(f"MLflow at {uri} cannot be used: {_remedy(error)}") from None
+
+
+def _bring_along(home: Path) -> None:
+    """Tell the own store where its files lie, which it knows by whole paths, after the workspace was moved."""
+    import sqlite3
+
+    now, below = home.as_uri(), own_artifacts(home).relative_to(home).as_posix()
+    with closing(sqlite3.connect(_own(home))) as database, database:
+        found = database.execute("select artifact_location from experiments where artifact_location like 'file:%'")
+        folders = {location.rpartition("/")[0] for (location,) in found}
+        for before in {one.removesuffix(f"/{below}") for one in folders if one.endswith(f"/{below}")} - {now}:
+            for table, column in PLACES:
+                database.execute(
+                    f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ?",
+                    (now, len(before) + 1, len(before) + 1, f"{before}/"),
+                )
 
 
 def _remedy(error: Exception) -> str:

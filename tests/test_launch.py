@@ -29,6 +29,7 @@ from orchestrator.study import (
 )
 from orchestrator.tracking import SpoolTracker
 from proseg.data.store import Store
+from proseg.errors import DataError
 from search_spaces import find_space
 from search_spaces.space import SpaceError
 from tests.studies import add_trial, confirm, make_space, make_store, make_study, probe_of, score_fold
@@ -343,7 +344,7 @@ def test_a_machine_that_is_too_small_is_refused_and_nothing_is_written(planned, 
 
 def test_data_that_have_changed_are_refused(begun: Study, tmp_path: Path, store: Store):
     other = begun.model_copy(update={"data": begun.data.model_copy(update={"fingerprint": "0" * 64})})
-    with pytest.raises(StudyError, match="is not what study s1 was begun on: its fingerprint has changed"):
+    with pytest.raises(DataError, match="no longer holds the data that blobs was, its fingerprint has changed"):
         resumed(other, tmp_path, Options(), ONE)
 
 
