@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 from sqlalchemy import create_engine, text
 
 from orchestrator import stores
-from orchestrator.addresses import for_libraries, moved, settled, sqlite_address, sqlite_file
+from orchestrator.addresses import for_libraries, settled, sqlite_address, sqlite_file, with_file
 
 NAMES = ("plain", "a b", "50%20off", "why?", "q?a=b", "no#1", "{x}", "Größe")
 
@@ -57,19 +57,17 @@ def test_an_address_means_the_same_from_everywhere(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     "address", ["postgresql+psycopg2://me@host/db", "http://[::1", "sqlite://", "sqlite:///:memory:", "nonsense", ""]
 )
-def test_what_is_no_file_stays_as_it_is(address: str, tmp_path: Path):
+def test_what_is_no_file_stays_as_it_is(address: str):
     assert (settled(address), for_libraries(address), sqlite_file(address)) == (address, address, None)
-    assert moved(address, tmp_path, Path()) == address
+    assert with_file(address, lambda file: file / "other") == address
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_lies_in_a_folder_moves_with_it(name: str, tmp_path: Path):
-    old, new = tmp_path / name, tmp_path / "new"
-    address = sqlite_address(old / "sub" / "x.db", "timeout=30")
-    kept = moved(address, old, Path())
-    assert kept == "sqlite:///sub/x.db?timeout=30"
-    assert moved(kept, Path(), new) == f"sqlite:///{new}/sub/x.db?timeout=30"
-    assert moved(address, new, Path()) == address
+def test_another_file_takes_the_place_of_one(name: str, tmp_path: Path):
+    address = sqlite_address(tmp_path / name / "x.db", "timeout=30")
+    kept = with_file(address, lambda file: file.relative_to(tmp_path / name))
+    assert kept == "sqlite:///x.db?timeout=30"
+    assert with_file(kept, lambda file: tmp_path / name / file) == address
 
 
 # MLflow's store
