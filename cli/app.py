@@ -11,7 +11,7 @@ import time
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -29,6 +29,7 @@ from cli.options import (
     Concurrent,
     GpuShare,
     Json,
+    Located,
     MaxTime,
     StudyName,
     duration,
@@ -50,11 +51,22 @@ ORDER = ("launch", "resume", "stop", "status", "list", "explain", "best", "compa
 
 
 class InOrder(TyperGroup):
-    """Lists the commands in the order of a study's life."""
+    """Lists the commands in the order of a study's life; every word may name a file by ~."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [_expanded(word) for word in args])
 
     def list_commands(self, ctx: typer.Context) -> list[str]:
         names = super().list_commands(ctx)
         return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
+def _expanded(word: str) -> str:
+    """What a shell makes of ~ where it stands alone, but not behind `--option=` or in quotes."""
+    option, mark, value = word.partition("=")
+    if mark and option.startswith("--"):
+        return f"{option}={os.path.expanduser(value)}"
+    return os.path.expanduser(word)
 
 
 app = typer.Typer(
@@ -191,6 +203,7 @@ def resume(
     concurrent: Concurrent = None,
     max_time: MaxTime = None,
     budget: Budget = None,
+    data: Located = None,
     address: Address = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the log of Ray.")] = False,
     as_json: Json = False,
@@ -201,11 +214,15 @@ def resume(
         from orchestrator.results import read_trials
         from orchestrator.sampling import Mirror
         from orchestrator.session import joined
-        from orchestrator.study import alone, find_study, read_state
+        from orchestrator.study import alone, find_study, located, read_state, write_study
         from orchestrator.workspace import workspace
 
         home = workspace()
         found = find_study(home, study)
+        if data:
+            found = located(found, data)
+            with alone(found):
+                write_study(found)
         more = (trials, max_time, budget) != (None, None, None)
         if read_state(found) == "finished" and not more:
             if found.storage is not None:  # it may have been away when the study ended

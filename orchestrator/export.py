@@ -16,7 +16,6 @@ from orchestrator.stored import VERIFY, write_stored
 from orchestrator.study import Study, StudyError
 from orchestrator.tables import final_markdown
 from proseg.config import TrainConfig
-from proseg.data.store import Store
 from proseg.records import (
     BEST,
     CARD,
@@ -83,8 +82,8 @@ def exported_to(study: Study) -> str | None:
     """Where this study's model was last exported to."""
     path = study.folder / RECORD
     known = read_json(path, "delete it, as it only says where the model was exported to") if path.exists() else {}
-    folder = known.get("folder")
-    return folder if folder and (Path(folder) / WEIGHTS).exists() else None
+    folder = study.home / known["folder"] if "folder" in known else None
+    return str(folder) if folder and (folder / WEIGHTS).exists() else None
 
 
 def export(
@@ -119,7 +118,8 @@ def export(
     except OSError as error:
         raise StudyError(f"--export {folder} cannot be written: {error.strerror or error}") from None
     if remember:
-        write_atomically(study.folder / RECORD, json.dumps({"folder": str(folder)}).encode())
+        kept = folder.relative_to(study.home) if folder.is_relative_to(study.home) else folder
+        write_atomically(study.folder / RECORD, json.dumps({"folder": str(kept)}).encode())
 
 
 def _check_target(folder: Path, force: bool) -> None:
@@ -140,9 +140,7 @@ def _write(
     from proseg.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(source)
-    store = Store(study.data.folder)
-    if store.manifest.fingerprint != study.data.fingerprint:
-        raise StudyError(f"{study.data.folder} no longer holds the data of study {study.name}: nothing can be exported")
+    store = study.data.store()
     results = _results(study, trial)
     data = store.manifest.model_dump(mode="json", exclude={"folds", "bytes", "format"})
     metrics = {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import earlier, session
+from orchestrator.addresses import settled
 from orchestrator.confirm import candidates, run_confirm
 from orchestrator.control import Stopped, forget_stop
 from orchestrator.disk import patiently
@@ -122,7 +123,7 @@ def plan(
                 f"--workers {resources.workers}"
             )
     check_objective(space)
-    _check_storage(options.storage)
+    storage = _checked_storage(options.storage)
     _check_budget(options, resources)
     absent = missing(space.data, home)
     if absent:
@@ -145,7 +146,7 @@ def plan(
     study = Study(
         name="", folder=home, created=0.0, space=space, base=base, data=DataRef.of(store.folder, store.manifest),
         finals=finals, resources=resources, trials=trials, seed=options.seed, points=tried_first,
-        max_time=options.max_time, budget=options.budget and options.budget[0], storage=options.storage,
+        max_time=options.max_time, budget=options.budget and options.budget[0], storage=storage,
         environment=environment(),
     )  # fmt: skip
     return _quoted(study, options, home, asked, meanwhile)
@@ -192,12 +193,13 @@ def _check_limits(study: Study, cost: Quote) -> None:
         )
 
 
-def _check_storage(url: str | None) -> None:
+def _checked_storage(url: str | None) -> str | None:
+    """As it can be kept in the study."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
     if url is None:
-        return
+        return None
     try:
         password = make_url(url).password
     except ArgumentError:
@@ -210,6 +212,7 @@ def _check_storage(url: str | None) -> None:
             "--storage holds a password, which would be kept in the study's folder and in MLflow: leave it out, and "
             "give it in PGPASSWORD or ~/.pgpass"
         )
+    return settled(url)
 
 
 def _check_budget(options: Options, resources: Resources) -> None:
@@ -284,17 +287,14 @@ def resumed(study: Study, home: Path, options: Options, nodes: Sequence[Node] | 
     The search of a finished study goes on if it is given more time, budget or trials.
 
     Raises:
-        StudyError: the data have changed, the workspace's own MLflow store cannot be used, or a finished study has no
-            trial left to try.
+        DataError: the data are not there, or have changed.
+        StudyError: the workspace's own MLflow store cannot be used, or a finished study has no trial left to try.
         ResourceError: the machines there are now are too small.
     """
     if is_own(home):
         check_store(home)
-    store = Store(study.data.folder)
-    if store.manifest.fingerprint != study.data.fingerprint:
-        raise StudyError(
-            f"{study.data.folder} is not what study {study.name} was begun on: its fingerprint has changed"
-        )
+    for data in study.sets:
+        data.store()
     trials = _trials_now(study, options)
     before = study.resources
     gpus = any(node.gpus for node in nodes or [this_node()])

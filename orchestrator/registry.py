@@ -97,7 +97,7 @@ def promote(study: Study, home: Path) -> Registered:
 
 def _run_of(client: "MlflowClient", study: Study) -> str:
     experiment = client.get_experiment_by_name(experiment_name(study))
-    query = f"tags.`proseg.uid` = '{study.name}/study'"
+    query = f"tags.`proseg.uid` = '{study.key}/study'"
     runs = client.search_runs([experiment.experiment_id], query, max_results=1) if experiment else []
     if not runs:
         raise StudyError(f"study {study.name} has no run in MLflow; `proseg-tune sync {study.name}` makes it")
@@ -146,7 +146,7 @@ def _read(study: Study, run_id: str, folder: Path) -> _Winner:
         data, metrics = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (DATA, METRICS))
         value = metrics["validation"].get(f"val/{study.criterion.metric}")
         tags = {
-            "proseg.study": study.name, "proseg.space": study.space.name, "proseg.trial": str(metrics["trial"]),
+            "proseg.study": study.key, "proseg.space": study.space.name, "proseg.trial": str(metrics["trial"]),
             "proseg.data": data["name"], "proseg.data_label": data["label"],
             "proseg.data_digest": data["fingerprint"][:12], "proseg.metric": study.criterion.metric,
             "proseg.objective": repr(winner(study).objective), GOAL: study.space.objective.direction,

@@ -84,7 +84,7 @@ class SpoolTracker:
 
     def trial_started(self, trial: Trial) -> None:
         config = self._study.config_of(trial.values)
-        tags = {"proseg.trial": str(trial.number), "proseg.trial_uid": f"{self._study.name}/{trial.name}"}
+        tags = {"proseg.trial": str(trial.number), "proseg.trial_uid": f"{self._study.key}/{trial.name}"}
         self._start(trial.name, pages.run_name(replace(trial, state="running")), kind="trial", parent="study",
                     tags=tags, params=pages.trial_params(self._study, trial, config),
                     data=[(self._study.data, self._study.space.fold)])  # fmt: skip
@@ -205,7 +205,7 @@ class SpoolTracker:
             self._append("status", key=key, status="RUNNING", tags={"proseg.state": "running"})
             return
         common = {
-            "proseg.uid": f"{self._study.name}/{key}", "proseg.kind": kind, "proseg.study": self._study.name,
+            "proseg.uid": f"{self._study.key}/{key}", "proseg.kind": kind, "proseg.study": self._study.key,
             "proseg.space": self._study.space.name, "proseg.space_digest": self._study.space_digest,
             "proseg.seed": str(self._study.seed), "proseg.git_sha": self._study.environment["git"],
             "proseg.version": self._study.environment["proseg-tune"], "mlflow.user": _user(),
@@ -286,7 +286,7 @@ def _config(config: TrainConfig) -> dict[str, Any]:
 
 
 def _dataset(data: DataRef, fold: int) -> dict[str, str]:
-    return {"name": data.name, "digest": data.fingerprint[:12], "source": data.folder.as_uri(), "fold": str(fold)}
+    return {"name": data.name, "digest": data.fingerprint[:12], "fold": str(fold)}
 
 
 def _point(values: dict[str, float], *, step: int, time: int) -> tuple[int, int, dict[str, float]]:

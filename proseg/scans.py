@@ -208,7 +208,7 @@ def _found(text: str, channels: Sequence[str], series: Sequence[str]) -> Iterato
     names = text.split(",") if "," in text and not os.path.exists(path) else [text]
     if not all(names):
         raise DataError(f"the input {text!r} leaves a name empty; write a file, or one for each channel")
-    paths = [*map(Path, names)]
+    paths = [Path(one).expanduser() for one in names]
     _check_order(paths, channels)
     pieces = tuple(_piece(one, series) for one in paths)
     yield Scan(_name(paths[0]), pieces)

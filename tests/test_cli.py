@@ -1013,3 +1013,54 @@ def test_a_workspace_that_cannot_be_written_is_one_sentence(tmp_path: Path, monk
     result = run("data", "standin", "npc", "--subjects", "1,1,1")
     assert result.exit_code == 2
     assert re.search(r"^error: .*file/home.* cannot be used: Not a directory$", result.stderr, re.MULTILINE)
+
+
+# What was moved
+
+
+@pytest.fixture
+def outside(unfinished: Study, tmp_path: Path) -> Path:
+    """Where the data of the study lie now."""
+    return unfinished.data.folder.rename(tmp_path / "outside")
+
+
+def test_data_that_are_not_where_they_were_are_asked_for_and_told_once(
+    unfinished: Study, outside: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ran = []
+    monkeypatch.setattr("orchestrator.launch.run", lambda study, *_, **__: ran.append(study))
+    assert "resume STUDY --data FOLDER" in refused(run("resume", "s1"))
+    assert run("resume", "s1", "--data", str(outside), "--concurrent", "1").exit_code == 0
+    assert run("resume", "s1").exit_code == 0
+    assert [ref.folder for study in ran for ref in study.sets] == [outside] * 4
+
+
+def test_data_of_an_export_that_are_not_where_they_were_are_asked_for(unfinished: Study, outside: Path, tmp_path: Path):
+    export = ["best", "s1", "--export", str(tmp_path / "export")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("proseg.checkpoint.load_checkpoint", lambda path: None)
+        assert "--data" in refused(run(*export))
+        assert "has another fingerprint" in refused(
+            run(*export, "--data", str(make_store(tmp_path / "more", patients=9).folder))
+        )
+        assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.parametrize("words", [["--out", "~/told"], ["--out=~/told"]])
+def test_the_home_may_be_written_as_a_shell_writes_it(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PROSEG_HOME", "~/home")
+    monkeypatch.chdir(tmp_path)
+    assert answer("report", "s1", *words, "--json")["study"] == "s1"
+    assert (tmp_path / "told" / "index.html").exists()
+    assert not (tmp_path / "~").exists()
+
+
+def test_the_data_of_a_space_may_lie_in_the_home(
+    home: Path, store: Store, space: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = space(data="~/blobs", final=[{"data": "~/blobs", "epochs": 1}])
+    assert answer("launch", path, "--dry-run", "--json")["data"]["name"] == "blobs"

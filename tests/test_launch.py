@@ -31,6 +31,7 @@ from orchestrator.study import (
 )
 from orchestrator.tracking import SpoolTracker
 from proseg.data.store import Store
+from proseg.errors import DataError
 from search_spaces import find_space
 from search_spaces.space import SpaceError
 from tests.studies import add_trial, confirm, make_space, make_store, make_study, probe_of, score_fold
@@ -152,7 +153,7 @@ def test_options_take_the_place_of_the_spaces_own(planned, store: Store):
     study = planned(asked, confirm={"top": 2, "repeats": 1})
     assert (study.space.sampler, study.space.confirm.top, study.space.confirm.repeats) == ("qmc", 5, 1)
     assert (study.trials, study.base.epochs, study.seed, study.base.seed) == (7, 3, 4, 4)
-    assert (study.storage, study.epoch_timeout) == ("sqlite:///there.db", 30.0)
+    assert (study.storage, study.epoch_timeout) == (f"sqlite:///{Path.cwd()}/there.db", 30.0), "the same from anywhere"
     assert (study.max_time, study.budget) == (7200.0, 2.0)
 
 
@@ -345,7 +346,7 @@ def test_a_machine_that_is_too_small_is_refused_and_nothing_is_written(planned, 
 
 def test_data_that_have_changed_are_refused(begun: Study, tmp_path: Path, store: Store):
     other = begun.model_copy(update={"data": begun.data.model_copy(update={"fingerprint": "0" * 64})})
-    with pytest.raises(StudyError, match="is not what study s1 was begun on: its fingerprint has changed"):
+    with pytest.raises(DataError, match="no longer holds the data that blobs was, its fingerprint has changed"):
         resumed(other, tmp_path, Options(), ONE)
 
 

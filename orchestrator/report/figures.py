@@ -129,11 +129,8 @@ def _key(subject: Subject) -> str:
 def _drawn(subject: Subject) -> "Drawn":
     """Raises ProSegError where the data or the checkpoint are gone, damaged or others than they were."""
     from orchestrator.report.drawing import draw
-    from proseg.data.store import Store
 
-    store = Store(subject.data.folder)
-    if store.manifest.fingerprint != subject.data.fingerprint:
-        raise StudyError(f"{subject.data.folder} no longer holds the data that {subject.data.name} was")
+    store = subject.data.store()
     fold = store.manifest.folds[subject.fold]
     return draw(
         subject.checkpoint, store, fold.test if subject.held_out else fold.val, slug(subject.data.name), subject.cases

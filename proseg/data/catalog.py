@@ -67,7 +67,7 @@ def open_data(name: str, home: Path, *, jobs: int = 1, track: Track = silent) ->
         return Store(prepared_folder(name, home))
     if name == "npc":
         return _open_npc(npc_folder(home), home, jobs, track)
-    folder = Path(name)
+    folder = Path(name).expanduser()
     if (folder / MANIFEST).exists():
         return Store(folder)
     if not folder.is_dir():
@@ -109,7 +109,7 @@ def missing(name: str, home: Path) -> str | None:
             f"{npc_folder(home)}, or prepare them from where they lie with `proseg-tune data prepare npc --from FOLDER "
             "--name npc`, or write a synthetic stand-in with `proseg-tune data standin npc`"
         )
-    folder = Path(name)
+    folder = Path(name).expanduser()
     if not folder.is_dir():
         return _unknown(name, home)
     if not (folder / MANIFEST).exists() and not any(folder.rglob("*.h5")):
