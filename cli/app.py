@@ -40,6 +40,7 @@ from cli.predict import predict
 from cli.report import report
 from cli.status import list_studies, status
 from cli.sync import sync
+from orchestrator.surroundings import settle
 
 if TYPE_CHECKING:
     from orchestrator.study import Study
@@ -92,6 +93,7 @@ def main() -> None:
     # Foreign libraries' deprecation notes are for their developers, not for who runs a study.
     warnings.simplefilter("ignore")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    settle()
     app(prog_name="proseg-tune")  # also of `python -m cli`: the shell completes commands of this name
 
 
@@ -151,7 +153,7 @@ def launch(
         from search_spaces import find_space
 
         found = find_space(space)  # before anything slow is imported: most mistakes are here
-        from orchestrator.launch import Options, create, get_ready, plan, told_first
+        from orchestrator.launch import Options, check_here, check_new, create, get_ready, plan, refuse, told_first
         from orchestrator.session import joined
         from orchestrator.stores import check_store, is_own
         from orchestrator.workspace import workspace
@@ -161,6 +163,7 @@ def launch(
         home = workspace()
         if not dry_run and not is_own(home):
             check_store(home)  # a password that is wrong is told before anything is measured
+        refuse([*check_new(home, study), *check_here(home, workers=workers, joins=address is not None)])
         options = Options(
             trials=trials, epochs=epochs, workers=workers, gpu_share=gpu_share or None, concurrent=concurrent or None,
             data=data, max_time=max_time, budget=pair(budget), seed=seed, final=final, confirm=confirm,
@@ -210,7 +213,7 @@ def resume(
 ) -> None:
     """Go on with a study that was stopped or killed, or with a finished one that is given more trials or time."""
     with user_errors():
-        from orchestrator.launch import Options, resumed
+        from orchestrator.launch import Options, check_here, refuse, resumed
         from orchestrator.results import read_trials
         from orchestrator.sampling import Mirror
         from orchestrator.session import joined
@@ -236,6 +239,7 @@ def resume(
             return
         options = Options(trials=trials, gpu_share=gpu_share or None, concurrent=concurrent or None, max_time=max_time,
                           budget=pair(budget))  # fmt: skip
+        refuse(check_here(home, workers=found.resources.workers, joins=address is not None))
         with joined(address, home, verbose=verbose) as nodes:
             with alone(found):
                 going_on = resumed(found, home, options, nodes)

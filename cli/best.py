@@ -82,8 +82,9 @@ def _best(
     record = exporting.best_record(found, choice and choice.trial)
     if choice is not None:
         record["preference"] = to_json(choice)
+    noted = True
     if export is not None:
-        exporting.export(found, export, force=force, choice=choice, graphs=graphs)
+        noted = exporting.export(found, export, force=force, choice=choice, graphs=graphs)
         record["export"] = str(export.resolve())
     if champion:
         _promote(found, record)
@@ -94,6 +95,8 @@ def _best(
         render.line(text)
     if export is not None:
         render.exported(record)
+        if not noted:
+            render.line(f"  {found.folder} cannot be written: it does not note where the export lies")
     else:
         render.best(found, record)
     if champion:

@@ -1,6 +1,7 @@
 """Take a model away: a self-contained folder with its weights, its numbers and a card that says what it rests on."""
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -89,7 +90,7 @@ def exported_to(study: Study) -> str | None:
 def export(
     study: Study, folder: Path, *, force: bool = False, choice: "Preference | None" = None, graphs: Sequence[str] = (),
     remember: bool = True,
-) -> None:  # fmt: skip
+) -> bool:  # fmt: skip
     """Write the export folder, whole or not at all.
 
     The weights are those of the final stage on the fold that was searched on, whose test patients played no part in
@@ -99,6 +100,8 @@ def export(
         choice: a trial that is preferred to the winner.
         graphs: formats of `proseg.graph` to write beside the weights.
         remember: note in the study where the export lies.
+
+    Returns whether it is noted there: a study of somebody else, whose folder cannot be written, is exported as well.
 
     Raises:
         StudyError: there is nothing to export, or the folder exists.
@@ -117,9 +120,11 @@ def export(
             _write(study, trial, source, partial, retrained, choice, graphs)
     except OSError as error:
         raise StudyError(f"--export {folder} cannot be written: {error.strerror or error}") from None
-    if remember:
+    noted = remember and os.access(study.folder, os.W_OK)
+    if noted:
         kept = folder.relative_to(study.home) if folder.is_relative_to(study.home) else folder
         write_atomically(study.folder / RECORD, json.dumps({"folder": str(kept)}).encode())
+    return noted
 
 
 def _check_target(folder: Path, force: bool) -> None:

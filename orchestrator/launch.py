@@ -2,8 +2,7 @@
 
 import importlib
 import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,9 @@ from orchestrator.addresses import settled
 from orchestrator.confirm import candidates, run_confirm
 from orchestrator.control import Stopped, forget_stop
 from orchestrator.disk import patiently
+from orchestrator.doctor import mlflow, needed
+from orchestrator.doctor.findings import Finding
+from orchestrator.doctor.machine import space as room
 from orchestrator.environment import environment
 from orchestrator.estimate import fit_of, probe, quote, share_of
 from orchestrator.export import winner
@@ -25,7 +27,7 @@ from orchestrator.results import Trial, TrialLog, best_trial, ranked, read_resul
 from orchestrator.retrain import run_final
 from orchestrator.rivals import sentence
 from orchestrator.spool import SPOOL
-from orchestrator.stores import check_store, is_own
+from orchestrator.stores import cannot_open, check_store, is_own
 from orchestrator.study import (
     DIED,
     DataRef,
@@ -87,6 +89,37 @@ class Options:
 LEAST_EPOCH_TIMEOUT = 600.0
 EPOCHS_BEFORE_TIMEOUT = 20
 """An epoch that takes so many times what the probe expects is taken for hanging."""
+
+
+def check_here(home: Path, *, workers: int, joins: bool) -> list[str]:
+    """What `doctor` knows that no study can do without; a sentence for each thing that stands in the way.
+
+    Args:
+        joins: a cluster, where Ray is not started here.
+    """
+    gpus = workers if this_node().gpus else 0
+    return _sentences(needed(home, os.environ, gpus=gpus, own_ray=not joins))
+
+
+def check_new(home: Path, name: str | None) -> list[str]:
+    """As `check_here`, of what only a new study needs: a name that is free, and MLflow."""
+    faults = _sentences(mlflow(home, os.environ))
+    try:
+        check_name(home, name)
+    except StudyError as error:
+        return [str(error), *faults]
+    return faults
+
+
+def _sentences(found: Iterable[Finding]) -> list[str]:
+    return [f"{one.text}; to mend it: {one.fix}" for one in found if one.level == "problem"]
+
+
+def refuse(faults: Sequence[str]) -> None:
+    """Raises StudyError with all of it, if there is anything."""
+    if faults:
+        several = ["several things stand in the way of a study here:"] * (len(faults) > 1)
+        raise StudyError("\n  ".join([*several, *faults]))
 
 
 def plan(
@@ -168,8 +201,8 @@ def _quoted(
 
 
 def _check_disk(cost: Quote, home: Path) -> None:
-    home.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(home).free
+    there = room(home)
+    free = there.free if there else 0
     if cost.disk > free:
         raise StudyError(
             f"the study may need {cost.disk / 2**30:.1f} GiB in {home}, where {free / 2**30:.1f} GiB are free: make "
@@ -193,18 +226,18 @@ def _check_limits(study: Study, cost: Quote) -> None:
         )
 
 
-def _checked_storage(url: str | None) -> str | None:
+def _checked_storage(address: str | None) -> str | None:
     """As it can be kept in the study."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
-    if url is None:
+    if address is None:
         return None
     try:
-        password = make_url(url).password
+        password = make_url(address).password
     except ArgumentError:
         raise StudyError(
-            f"--storage {url!r} is not the address of a database: write sqlite:///FILE or "
+            f"--storage {address!r} is not the address of a database: write sqlite:///FILE or "
             "postgresql+psycopg2://USER@HOST/NAME"
         ) from None
     if password is not None:
@@ -212,7 +245,9 @@ def _checked_storage(url: str | None) -> str | None:
             "--storage holds a password, which would be kept in the study's folder and in MLflow: leave it out, and "
             "give it in PGPASSWORD or ~/.pgpass"
         )
-    return settled(url)
+    if why := cannot_open(address):
+        raise StudyError(f"--storage {address} cannot be opened: {why}")
+    return settled(address)
 
 
 def _check_budget(options: Options, resources: Resources) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -14,10 +15,12 @@ from typing import Any
 
 import psutil
 
+from orchestrator.doctor.services import no_cluster
 from orchestrator.interrupt import children_keep_running
 from orchestrator.resources import Node, ResourceError, Resources
 from orchestrator.stores import first_line
 from orchestrator.study import StudyError
+from orchestrator.surroundings import ray_folder
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_TO_END = 3.0
@@ -47,6 +50,10 @@ def environment(*, local: bool, verbose: bool) -> None:
     if local:
         # Ray's own switch for machines with a firewall: every port is bound to 127.0.0.1.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # Ray would write a token into HOME, and leave it there.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    else:
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # 20 of them take a quarter of an hour to give up
     logging.getLogger("ray.tune").setLevel(logging.INFO if verbose else logging.CRITICAL)
 
 
@@ -65,6 +72,9 @@ def joined(address: str | None, home: Path, *, verbose: bool) -> Iterator[list[N
     if address is None:
         yield None
         return
+    named = (address == "auto" and os.environ.get("RAY_ADDRESS")) or address  # as Ray reads it
+    if why := no_cluster(named, ray_folder(os.environ) / "ray"):
+        raise StudyError(f"--address {address}: no Ray cluster can be joined there ({why}); is it running?")
     environment(local=False, verbose=verbose)
     import ray
 

@@ -10,6 +10,7 @@ from filelock import FileLock
 
 from orchestrator.addresses import for_libraries, settled, sqlite_address, sqlite_file
 from orchestrator.study import StudyError
+from orchestrator.surroundings import writable
 
 OWN = "workspace"
 """What the workspace's own store is called in our files: its address is another one each time it is served."""
@@ -20,6 +21,9 @@ DEFAULTS = {
 }  # fmt: skip
 """The client's own defaults block for four minutes where nobody answers. Nor may it try again by itself: a server that
 hung would make a run twice."""
+
+SECONDS_TO_CONNECT = 10
+"""To a database."""
 
 
 PLACES = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("datasets", "dataset_source"),
@@ -93,6 +97,8 @@ def check_store(home: Path) -> None:
     Raises:
         StudyError: it cannot be used.
     """
+    if is_own(home):
+        _check_writable(home)
     quieten()
     try:
         with local_lock(home):
@@ -103,7 +109,7 @@ def check_store(home: Path) -> None:
                 _bring_along(home)
     except Exception as error:  # a driver that is not installed, a file that is no database: foreign code has no limit
         uri = without_password(tracking_uri(home))
-        raise StudyError(f"MLflow at {uri} cannot be used: {_remedy(error)}") from None
+        raise StudyError(f"MLflow at {uri} cannot be used: {_remedy(error, home)}") from None
 
 
 def _bring_along(home: Path) -> None:
@@ -122,9 +128,46 @@ def _bring_along(home: Path) -> None:
                 )
 
 
-def _remedy(error: Exception) -> str:
+def cannot_open(address: str) -> str:
+    """Why a database cannot be opened; nothing where it can. A SQLite file is not made here."""
+    from sqlalchemy import create_engine, inspect
+    from sqlalchemy.exc import SQLAlchemyError
+
+    waits = {"connect_timeout": SECONDS_TO_CONNECT}
+    if file := sqlite_file(address):
+        waits = {}
+        if not os.access(file if file.exists() else file.parent, os.W_OK):
+            return f"{file} cannot be written"
+        if not file.exists():
+            return ""
+    try:
+        engine = create_engine(for_libraries(address), connect_args=waits)
+        try:
+            inspect(engine).get_table_names()
+        finally:
+            engine.dispose()
+    except ImportError as error:
+        return f"the package {error.name} is not installed"
+    except SQLAlchemyError as error:
+        return first_line(error)
+    return ""
+
+
+def _check_writable(home: Path) -> None:
+    database = _own(home)
+    place = database if database.exists() and not os.access(database, os.W_OK) else database.parent
+    if place == database or not writable(place):
+        raise StudyError(
+            f"{place} cannot be written, as MLflow's own store has to be even for its pages to be shown: copy the "
+            "workspace to where you may write, and name the copy in PROSEG_HOME"
+        )
+
+
+def _remedy(error: Exception, home: Path) -> str:
     """What is wrong, and what to do."""
     text = str(error)
+    if is_own(home):
+        return f"{first_line(error)}; `proseg-tune doctor` tells what mends it"
     if "error code 401" in text:
         return ("it wants a user and a password, or others; give them in MLFLOW_TRACKING_USERNAME and "
                 "MLFLOW_TRACKING_PASSWORD, or change MLFLOW_TRACKING_URI")  # fmt: skip

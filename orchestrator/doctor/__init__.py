@@ -13,7 +13,9 @@ import psutil
 from orchestrator.doctor import data, gpus, machine, packages, services
 from orchestrator.doctor.findings import Finding, unchecked
 from orchestrator.server import free_port, port_is_free
+from orchestrator.stores import is_own
 from orchestrator.study import StudyError, read_state, read_study, studies_folder
+from orchestrator.surroundings import ray_folder, takes_ray, writable
 from proseg.data.catalog import listing
 
 GROUPS = Path("/sys/fs/cgroup")
@@ -32,20 +34,46 @@ def examine(home: Path, environ: Mapping[str, str], *, deep: bool) -> Iterator[F
     torch, driver = gpus.ask_torch(), gpus.ask_driver()
     yield gpus.torch_installed(torch)
     yield from gpus.gpus(torch, driver, environ.get("CUDA_VISIBLE_DEVICES"))
-    yield from _machine(home, environ, len(torch.devices))
+    yield from _machine()
+    yield from needed(home, environ, gpus=len(torch.devices))
+    yield machine.file_system(machine.file_system_of(home), home)
     yield from _services(home, environ, deep=deep)
     yield from _data(home)
 
 
-def _machine(home: Path, environ: Mapping[str, str], gpus: int) -> Iterator[Finding]:
+def needed(home: Path, environ: Mapping[str, str], *, gpus: int, own_ray: bool = True) -> Iterator[Finding]:
+    """That without which no study runs, of what takes no time to look at.
+
+    Args:
+        gpus: that ranks of one training may share the memory of this machine on.
+        own_ray: Ray is started on this machine, and no cluster joined.
+    """
+    stubborn = next((path for path in _written(home) if not writable(path)), None)
+    yield machine.workspace_disk(machine.space(home), stubborn or home, writable=stubborn is None)
+    if own_ray:
+        folder = ray_folder(environ)
+        yield machine.ray_disk(machine.space(folder), folder, writable=takes_ray(folder))
+        yield machine.shared_memory(machine.space(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None, gpus)
+    yield services.loopback(services.try_loopback())
+
+
+def mlflow(home: Path, environ: Mapping[str, str]) -> list[Finding]:
+    """Whether the runs of a study can be told to MLflow; nothing is made."""
+    return services.tracking(environ.get("MLFLOW_TRACKING_URI"), home)
+
+
+def _written(home: Path) -> Iterator[Path]:
+    """Folders of the workspace that every study writes to; another user may have made some of them."""
+    yield from (home, studies_folder(home), home / "quality")
+    if is_own(home):
+        yield home / "mlflow"
+
+
+def _machine() -> Iterator[Finding]:
     group = machine.own_group()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield machine.cores(usable, machine.cores_allowed(GROUPS, group))
     yield machine.memory(*_memory(group))
-    yield machine.shared_memory(machine.space(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None, gpus)
-    yield machine.workspace_disk(machine.space(home), home, writable=_writable(home))
-    yield machine.file_system(machine.file_system_of(home), home)
-    yield machine.ray_disk(machine.space(_ray_folder(environ)), _ray_folder(environ))
     yield _open_files()
 
 
@@ -59,17 +87,6 @@ def _memory(group: str) -> tuple[int, int]:
     return limit, min(found.available, limit - used)
 
 
-def _writable(home: Path) -> bool:
-    """Whether files could be made in it, or the folder itself."""
-    existing = next((path for path in (home, *home.parents) if path.exists()), home)
-    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
-
-
-def _ray_folder(environ: Mapping[str, str]) -> Path:
-    """Below which Ray makes its own, `ray`."""
-    return Path(environ.get("RAY_TMPDIR") or environ.get("TMPDIR") or "/tmp")
-
-
 def _open_files() -> Finding:
     try:
         import resource
@@ -80,8 +97,7 @@ def _open_files() -> Finding:
 
 
 def _services(home: Path, environ: Mapping[str, str], *, deep: bool) -> Iterator[Finding]:
-    ray = _ray_folder(environ) / "ray"
-    yield services.loopback(services.try_loopback())
+    ray = ray_folder(environ) / "ray"
     yield services.ray_cluster(environ.get("RAY_ADDRESS"), ray)
     cluster = bool(environ.get("RAY_ADDRESS")) or (ray / "ray_current_cluster").exists()
     yield services.leftovers(services.processes(), cluster=cluster)
@@ -89,9 +105,9 @@ def _services(home: Path, environ: Mapping[str, str], *, deep: bool) -> Iterator
         yield services.start_ray()
     else:
         yield unchecked("Ray", "whether it starts was not tried, as that takes seconds", "proseg-tune doctor --deep")
-    yield from services.tracking(environ.get("MLFLOW_TRACKING_URI"), home)
+    yield from mlflow(home, environ)
     yield services.ui_port(port_is_free(services.UI_PORT), free_port())
-    yield services.proxy(urllib.request.getproxies(), bypassed=bool(urllib.request.proxy_bypass(services.LOOPBACK)))
+    yield services.proxy(urllib.request.getproxies())
 
 
 def _data(home: Path) -> Iterator[Finding]:

@@ -1,26 +1,24 @@
 """Cores, memory, disks and limits of the machine: whether they suffice."""
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from orchestrator.disk import MARGIN
 from orchestrator.doctor.findings import Finding, ok, problem, unchecked, warning
+from orchestrator.surroundings import too_long
 
 GIB = 2**30
 MEMORY_LEAST, MEMORY_ENOUGH = 2 * GIB, 4 * GIB
 """Ray and one training of the demo take the first; two trainings at a time the second."""
 SHARED_MEMORY_ENOUGH = 256 * 2**20
 """Ray's object store takes 128 MiB; what NCCL needs for the ranks of one machine comes on top."""
-DISK_LEAST, DISK_ENOUGH = GIB, 10 * GIB
+DISK_LEAST, DISK_ENOUGH = 2 * MARGIN, 10 * GIB
 FULL_FOR_RAY = 0.95
-"""Of the disk with Ray's files, above which Ray starts nothing (`local_fs_capacity_threshold`)."""
+"""Of the disk with Ray's files, above which Ray moves no object there from memory (`local_fs_capacity_threshold`)."""
 FILES_ENOUGH = 4096
-SOCKET_LONGEST, SOCKET_BELOW_RAY = 107, 67
-"""Bytes: what Linux allows for a socket's path, and what Ray puts below its folder
-(/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store)."""
 NETWORK = ("nfs", "cifs", "smb", "lustre", "beegfs", "gpfs", "ceph", "glusterfs", "fuse.sshfs", "fuse.gcsfuse",
            "fuse.s3fs", "fuse.mountpoint-s3", "9p", "afs")  # fmt: skip
 """How the types of file systems begin on which several machines lock files, more or less."""
@@ -130,22 +128,25 @@ def workspace_disk(found: Space | None, folder: Path, *, writable: bool) -> Find
         return problem("workspace", f"{folder} cannot be written", elsewhere)
     said = f"{found.free / GIB:.1f} GiB are free for {folder}"
     if found.free < DISK_LEAST:
-        return problem("workspace", f"{said}: a study would wait for room", elsewhere)
+        return problem("workspace", f"the disk of {folder} is full: a study would wait for room", elsewhere)
     if found.free < DISK_ENOUGH:
         return warning("workspace", f"{said}: `launch --dry-run` tells what a study takes", elsewhere)
     return ok("workspace", said)
 
 
-def ray_disk(found: Space | None, folder: Path) -> Finding:
+def ray_disk(found: Space | None, folder: Path, *, writable: bool = True) -> Finding:
     """Ray's sessions, logs and spilled objects."""
-    if len(os.fsencode(folder)) + SOCKET_BELOW_RAY > SOCKET_LONGEST:
+    if too_long(folder):
         return problem("Ray's folder", f"{folder} is too long a path for Ray's sockets", "export RAY_TMPDIR=/tmp")
-    if found is None:
-        return problem("Ray's folder", f"{folder} does not exist", "export RAY_TMPDIR=/tmp")
+    if found is None or not writable:
+        return problem("Ray's folder", f"{folder} cannot be written, or its folder ray", "export RAY_TMPDIR=/tmp")
     used = 1 - found.free / found.total if found.total else 1.0
-    if used > FULL_FOR_RAY or found.free < DISK_LEAST:
-        return problem("Ray's folder", f"the disk of {folder} is {100 * used:.0f} % full: Ray starts nothing there",
-                       "export RAY_TMPDIR=/a/disk/with/room")  # fmt: skip
+    elsewhere = "export RAY_TMPDIR=/a/disk/with/room"
+    if found.free < DISK_LEAST:
+        return problem("Ray's folder", f"the disk of {folder} is full: Ray does not start there", elsewhere)
+    if used > FULL_FOR_RAY:
+        return warning("Ray's folder", f"the disk of {folder} is {100 * used:.0f} % full: Ray moves nothing there when "
+                                       "memory runs short", elsewhere)  # fmt: skip
     return ok("Ray's folder", f"{found.free / GIB:.1f} GiB are free for {folder}")
 
 

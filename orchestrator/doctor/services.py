@@ -246,25 +246,47 @@ def reach(host: str, port: int) -> str:
         return error.strerror or str(error)
 
 
-def ray_cluster(address: str | None, folder: Path, reachable: Reach = reach) -> Finding:
-    """Whether the cluster that RAY_ADDRESS names is there.
+def reach_ray(host: str, port: int) -> str:
+    """As `reach`; and whether it is Ray who answers: gRPC greets with the settings of HTTP/2 (RFC 9113, 3.4)."""
+    try:
+        with socket.create_connection((host, port), timeout=SECONDS) as peer:
+            if os.environ.get("RAY_USE_TLS") == "1":
+                return ""
+            peer.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+            frame = peer.recv(9)
+    except OSError as error:
+        return error.strerror or str(error)
+    return "" if frame[3:4] == b"\x04" else "what answers there is no Ray"
+
+
+def no_cluster(address: str, folder: Path, reachable: Reach = reach_ray) -> str:
+    """Why no cluster can be joined at an address; nothing where one can.
 
     Args:
         folder: Ray's own, where a cluster on this machine leaves its address.
     """
-    if not address:
-        return ok("Ray's cluster", "none is named (RAY_ADDRESS): a study starts a Ray of its own on loopback")
     if address in ("auto", "local"):
         file = folder / "ray_current_cluster"
         if address == "local" or not file.exists():
-            return problem("Ray's cluster", f"RAY_ADDRESS={address}, and no cluster runs on this machine",
-                           "unset RAY_ADDRESS    # or: ray start --head")  # fmt: skip
+            return "no cluster runs on this machine"
         address = file.read_text(encoding="utf-8").strip()
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
-        return problem("Ray's cluster", f"RAY_ADDRESS={address} is no host:port", "export RAY_ADDRESS=HEAD:6379")
-    if why := reachable(host, int(port)):
-        return problem("Ray's cluster", f"RAY_ADDRESS={address} cannot be reached: {why}", "unset RAY_ADDRESS")
+        return "this is no host:port"
+    why = reachable(host.strip("[]"), int(port))
+    return why and f"it cannot be reached: {why}"
+
+
+def ray_cluster(address: str | None, folder: Path, reachable: Reach = reach_ray) -> Finding:
+    """Whether the cluster that RAY_ADDRESS names is there.
+
+    Args:
+        folder: as of `no_cluster`.
+    """
+    if not address:
+        return ok("Ray's cluster", "none is named (RAY_ADDRESS): a study starts a Ray of its own on loopback")
+    if why := no_cluster(address, folder, reachable):
+        return problem("Ray's cluster", f"RAY_ADDRESS={address}: {why}", "unset RAY_ADDRESS    # or: ray start --head")
     return ok("Ray's cluster", f"{address} can be reached")
 
 
@@ -366,9 +388,9 @@ def ui_port(free: bool, another: int) -> Finding:
     return warning("port", f"{UI_PORT}, which `proseg-tune ui` takes, is taken", f"proseg-tune ui --port {another}")
 
 
-def proxy(proxies: Mapping[str, str], *, bypassed: bool) -> Finding:
-    """Args: those of the environment, and whether loopback is spared."""
-    if "http" in proxies and not bypassed:
-        return warning("proxy", f"requests to {LOOPBACK} go through {proxies['http']}: MLflow's pages may not be found",
-                       f"export no_proxy={LOOPBACK},localhost,$no_proxy")  # fmt: skip
-    return ok("proxy", "none stands between this machine and itself")
+def proxy(proxies: Mapping[str, str]) -> Finding:
+    """Args: those of the environment. What goes to this machine itself is kept from them (`surroundings.settle`)."""
+    named = [address for kind, address in proxies.items() if kind != "no"]
+    if named:
+        return ok("proxy", f"{without_password(named[0])} is asked for what lies elsewhere, never for {LOOPBACK}")
+    return ok("proxy", "none stands between this machine and others")

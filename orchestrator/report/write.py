@@ -69,7 +69,8 @@ def write(report: Report, folder: Path) -> dict[str, Any]:
                 (partial / name).write_bytes(content)
             (partial / LIST).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise StudyError(f"the report cannot be written into {folder}: {error.strerror or error}") from None
+        raise StudyError(f"the report cannot be written into {folder}: {error.strerror or error}; name another folder "
+                         "with --out") from None  # fmt: skip
     return {**record, "folder": str(folder)}
 
 
