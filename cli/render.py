@@ -27,6 +27,7 @@ T = TypeVar("T")
 WIDTH_OF_A_PIPE = 200
 QUOTED_AFTER = 3.0
 """Seconds of work from which it is seen how long it will take."""
+MOST_TRIALS = 40
 STATES = ("running", "complete", "stopped early", "failed", "interrupted")
 COLOURS = {"running": "cyan", "complete": "green", "finished": "green", "stopped early": "yellow", "failed": "red",
            "interrupted": "red"}  # fmt: skip
@@ -227,7 +228,7 @@ def outcome(study: "Study") -> None:
     from orchestrator.results import read_results, read_trials
 
     trials, results = read_trials(study), read_results(study)
-    out.print(trial_table(study, trials, title=f"Trials of {study.name}"))
+    _show_trials(study, trials, title=f"Trials of {study.name}")
     trial = winner(study)
     line(f"best: {trial.name} with {study.criterion.metric} {trial.objective:.4f} on validation patients")
     _show_confirmation(study)
@@ -304,7 +305,7 @@ def status(
         waiting = f", {store['queued']} points queued" if store["queued"] else ""
         line(f"MLflow ({store['store']}){waiting}" + (f": {store['page']}" if store["page"] else ""))
     if trials:
-        out.print(trial_table(study, trials))
+        _show_trials(study, trials)
     _show_confirmation(study)
     if results:
         _final_table(study, results)
@@ -342,6 +343,20 @@ def grid(heads: Sequence[str], rows: Iterable[Sequence[str]], *, words: Sequence
     for row in rows:
         table.add_row(*row)
     out.print(table)
+
+
+def _show_trials(study: "Study", trials: Sequence["Trial"], title: str | None = None) -> None:
+    """All of them; of many those that run and the best."""
+    from orchestrator.results import ranked
+
+    shown = list(trials)
+    if len(trials) > MOST_TRIALS:
+        best = ranked(trials, study.criterion)[: MOST_TRIALS // 2]
+        shown = [trial for trial in trials if trial.state == "running" and trial not in best] + best
+    out.print(trial_table(study, shown, title))
+    if len(shown) < len(trials):
+        line(f"those that run and the best; {len(trials) - len(shown)} others are in --json, and in "
+             f"`proseg-tune report {study.name}`")  # fmt: skip
 
 
 def trial_table(study: "Study", trials: Sequence["Trial"], title: str | None = None) -> Table:

@@ -537,6 +537,17 @@ def test_status_of_a_study_that_runs(home: Path, store: Store):
     assert "interrupted; 1 of 4 trials (1 interrupted)" in run("status").stdout
 
 
+def test_status_of_many_trials_shows_those_that_run_and_the_best(home: Path, store: Store):
+    study = make_study(home, store)
+    for number in range(50):
+        add_trial(study, number, 1 - 0.01 * number)
+    add_trial(study, 50, 0.99, "running")
+    with running(study):
+        lines = [line for line in run("status").stdout.splitlines() if re.match(r"t\d{3} ", line)]
+        assert [line.split()[0] for line in lines] == ["t050", *(f"t{number:03d}" for number in range(49, 29, -1))]
+        assert "30 others are in --json" in run("status").stdout
+
+
 def test_a_contact_sheet_is_drawn(store: Store, home: Path, tmp_path: Path):
     result = run("data", "show", str(store.folder), "--out", str(tmp_path / "sheet.png"), "--count", "4")
     assert result.exit_code == 0, result.output
