@@ -270,8 +270,7 @@ def _study_params(study: Study) -> dict[str, Any]:
 
 def _labels(study: Study) -> str:
     """The label of every data set whose numbers a run holds."""
-    sets = [study.data, *(final.data for final in study.finals if final.data is not None)]
-    return "; ".join(dict.fromkeys(f"{data.name}: {data.label}" for data in sets))
+    return "; ".join(dict.fromkeys(f"{data.name}: {data.label}" for data in study.sets))
 
 
 def _user() -> str:

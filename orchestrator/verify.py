@@ -20,8 +20,7 @@ import numpy as np
 from orchestrator.rescore import FOUND, SCORES
 from orchestrator.scored import digests, read_columns
 from orchestrator.stored import Stored, Tolerance, changed_files, contradictions, digest_of, read_stored
-from orchestrator.study import MANIFEST as STUDY
-from orchestrator.study import StudyError, read_study, studies_folder
+from orchestrator.study import StudyError, readable_studies
 from proseg.data.catalog import is_rendered_here, open_data, stores
 from proseg.data.store import Store
 from proseg.records import CASES, CONFIG
@@ -160,15 +159,8 @@ def find_data(record: Stored, home: Path, given: str | None) -> Path:
 
 def _of_studies(home: Path, fingerprint: str) -> list[Path]:
     """Where the studies of a workspace found the data of this fingerprint."""
-    folders = []
-    for path in sorted(studies_folder(home).glob(f"*/{STUDY}")):
-        try:
-            study = read_study(path.parent)
-        except StudyError:
-            continue  # of another version: it stands in nobody's way
-        known = [study.data, *(final.data for final in study.finals if final.data is not None)]
-        folders += [ref.folder for ref in known if ref.fingerprint == fingerprint]
-    return list(dict.fromkeys(folders))
+    refs = (ref for study in readable_studies(home) for ref in study.sets)
+    return list(dict.fromkeys(ref.folder for ref in refs if ref.fingerprint == fingerprint))
 
 
 def _check_fingerprint(what: str, fingerprint: str, record: Stored) -> None:
