@@ -101,9 +101,10 @@ def cannot_open(url: "URL") -> str:
     waits = {"connect_timeout": SECONDS_TO_CONNECT}
     if url.get_backend_name() == "sqlite":
         file, waits = Path(url.database or ""), {}
-        if not os.access(file if file.exists() else file.parent, os.W_OK):
+        there = file.exists()
+        if not (os.access(file, os.W_OK) if there else file.parent.is_dir() and os.access(file.parent, os.W_OK)):
             return f"{file} cannot be written"
-        if not file.exists():
+        if not there:
             return ""
     try:
         engine = create_engine(url, connect_args=waits)
