@@ -83,11 +83,13 @@ def _best(
     if choice is not None:
         record["preference"] = to_json(choice)
     noted = True
+    if champion:  # before anything is written: MLflow may not be there
+        if export is not None:
+            exporting.check_target(export, force)
+        _promote(found, record)
     if export is not None:
         noted = exporting.export(found, export, force=force, choice=choice, graphs=graphs)
         record["export"] = str(export.resolve())
-    if champion:
-        _promote(found, record)
     if as_json:
         render.json(record)
         return

@@ -109,7 +109,7 @@ def export(
     """
     trial = choice.trial if choice else winner(study)
     folder = folder.resolve()
-    _check_target(folder, force)
+    check_target(folder, force)
     results = _results(study, trial)
     source = study.final_folder(study.data.name, study.space.fold) / BEST
     retrained = any((r.data, r.fold) == (study.data.name, study.space.fold) for r in results)
@@ -127,7 +127,8 @@ def export(
     return noted
 
 
-def _check_target(folder: Path, force: bool) -> None:
+def check_target(folder: Path, force: bool) -> None:
+    """Raises StudyError where a folder is there that an export may not take the place of."""
     if not folder.exists():
         return
     if not force:

@@ -135,10 +135,10 @@ def cannot_open(address: str) -> str:
 
     waits = {"connect_timeout": SECONDS_TO_CONNECT}
     if file := sqlite_file(address):
-        waits = {}
-        if not os.access(file if file.exists() else file.parent, os.W_OK):
+        waits, there = {}, file.exists()
+        if not (os.access(file, os.W_OK) if there else file.parent.is_dir() and os.access(file.parent, os.W_OK)):
             return f"{file} cannot be written"
-        if not file.exists():
+        if not there:
             return ""
     try:
         engine = create_engine(for_libraries(address), connect_args=waits)

@@ -101,9 +101,3 @@ def test_a_cluster_lets_in_who_has_its_token(place: Faulty):
     assert "RAY_AUTH_TOKEN" in kept_out.stderr
     assert "Traceback" not in kept_out.stderr
     assert not (place.home / "studies").exists()
-
-
-def test_an_address_where_no_cluster_is(place: Faulty):
-    result = place.run("launch", place.space(), "--dry-run", "--address", "127.0.0.1:1", RAY_NUM_REDIS_GET_RETRIES="1")
-    assert result.returncode == 2, result.stderr
-    assert "--address 127.0.0.1:1: no Ray cluster can be joined" in result.stderr

@@ -222,7 +222,7 @@ def test_a_containers_shared_memory():
 
 @pytest.mark.parametrize(
     ("free", "writable", "level"),
-    [(100, True, "ok"), (5, True, "warning"), (0.5, True, "problem"), (100, False, "problem")],
+    [(100, True, "ok"), (0.5, True, "warning"), (0.05, True, "problem"), (100, False, "problem")],
 )  # fmt: skip
 def test_the_disk_of_the_workspace(free: float, writable: bool, level: str):
     found = machine.workspace_disk(Space(200 * GIB, int(free * GIB)), Path("/w"), writable=writable)
@@ -233,7 +233,10 @@ def test_the_disk_of_the_workspace(free: float, writable: bool, level: str):
 def test_the_disk_of_ray():
     space = Space(100 * GIB, 50 * GIB)
     assert machine.ray_disk(space, Path("/tmp")).level == "ok"
-    assert "96 % full" in machine.ray_disk(replace(space, free=4 * GIB), Path("/tmp")).text
+    crowded = machine.ray_disk(replace(space, free=4 * GIB), Path("/tmp"))
+    assert (crowded.level, "96 % full" in crowded.text) == ("warning", True)
+    assert machine.ray_disk(replace(space, free=50 * MIB), Path("/tmp")).level == "problem"
+    assert machine.ray_disk(space, Path("/tmp"), writable=False).level == "problem"
     long = machine.ray_disk(space, Path("/scratch/local/jobs/12345678/some-user/tmp"))
     assert (long.level, long.fix) == ("problem", "export RAY_TMPDIR=/tmp")
     assert machine.ray_disk(None, Path("/gone")).level == "problem"
@@ -526,7 +529,27 @@ def test_a_cluster_that_is_named(tmp_path: Path):
     assert "no host:port" in cluster("head").text
     assert "no cluster runs on this machine" in cluster("auto").text
     (tmp_path / "ray_current_cluster").write_text("10.0.0.1:6379\n")
-    assert "10.0.0.1:6379 can be reached" in cluster("auto").text
+    assert cluster("auto").text == "auto can be reached"
+
+
+def test_what_answers_at_an_address_must_be_ray():
+    def answer(words: bytes) -> str:
+        """What is thought of a server that says this to whoever calls."""
+
+        def greet() -> None:
+            peer, _ = server.accept()
+            with peer:
+                peer.sendall(words)
+
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            thread = threading.Thread(target=greet)
+            thread.start()
+            found = services.reach_ray("127.0.0.1", server.getsockname()[1])
+            thread.join()
+        return found
+
+    assert answer(bytes((0, 0, 6, 4, 0, 0, 0, 0, 0))) == ""
+    assert answer(b"HTTP/1.1 505 HTTP Version Not Supported") == "what answers there is no Ray"
 
 
 def test_nobody_answers_at_a_port_that_nobody_holds():
@@ -585,8 +608,8 @@ def test_loopback_ports_and_proxies():
         assert not port_is_free(taken.getsockname()[1])
     assert port_is_free(free_port())
     assert services.ui_port(False, 5001).fix == "proseg-tune ui --port 5001"
-    assert services.proxy({"http": "http://proxy:3128"}, bypassed=False).level == "warning"
-    assert services.proxy({"http": "http://proxy:3128"}, bypassed=True).level == "ok"
+    assert "http://me@proxy:3128 is asked" in services.proxy({"no": "*", "http": "http://me:secret@proxy:3128"}).text
+    assert "none stands" in services.proxy({}).text
 
 
 # Data
@@ -663,7 +686,7 @@ def test_everything_that_is_not_well_comes_with_a_fix(quick: Path, monkeypatch: 
     for number, line in enumerate(lines):
         if line.startswith(("warning", "problem")):
             assert lines[number + 1].startswith("          "), f"no fix follows: {line}"
-    for part in ("http://127.0.0.1:9 does not answer", "RAY_ADDRESS=127.0.0.1:9 cannot be reached", "study.json"):
+    for part in ("http://127.0.0.1:9 does not answer", "RAY_ADDRESS=127.0.0.1:9: it cannot be reached", "study.json"):
         assert part in result.stdout
     assert lines[-1].startswith("3 problem(s), ")
 

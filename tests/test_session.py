@@ -90,6 +90,7 @@ class Cluster:
     def __init__(self, patch: pytest.MonkeyPatch, says: Callable[[str], str] = lambda node: ""):
         self.says, self.joined, self.left = says, list[tuple[str, dict[str, Any]]](), 0
         self.asked = list[str]()
+        patch.setattr(session, "no_cluster", lambda address, folder: "")
         patch.setattr(ray, "init", self._init)
         patch.setattr(ray, "shutdown", self._shutdown)
         patch.setattr(ray, "nodes", lambda: NODES)
@@ -172,6 +173,7 @@ def test_a_cluster_that_is_not_there_is_one_sentence(tmp_path: Path, monkeypatch
     def nobody(**_: Any) -> None:
         raise ConnectionError("Could not find any running Ray instance.\nPlease specify one")
 
+    monkeypatch.setattr(session, "no_cluster", lambda address, folder: "")
     monkeypatch.setattr(ray, "init", nobody)
     refused = pytest.raises(StudyError, match=r"--address auto: no Ray cluster .*RAY_AUTH_TOKEN")
     with refused as error, session.joined("auto", tmp_path, verbose=False):
