@@ -40,7 +40,7 @@ def _run(name: str, asked: dict) -> list[Row]:
         file = Path(folder) / "rows.json"
         command = [sys.executable, "-m", f"benchmarks.{name}", *words, "--json", str(file)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return [Row(**row) for row in json.loads(file.read_text())["rows"]]
+        return [Row(**row) for row in json.loads(file.read_text(encoding="utf-8"))["rows"]]
 
 
 def _module(name: str):

@@ -67,7 +67,7 @@ def main() -> None:
         for seed in range(options.seeds) for fold in range(options.folds) for arm in options.arms
     ]  # fmt: skip
     left = [one for one in wanted if not any(one.items() <= record.items() for record in done)]
-    with ThreadPoolExecutor(options.jobs) as pool, open(options.out, "a") as file:
+    with ThreadPoolExecutor(options.jobs) as pool, open(options.out, "a", encoding="utf-8") as file:
         for line in pool.map(_in_process, left):
             file.write(line)
             file.flush()
@@ -157,7 +157,7 @@ def _interval(values: np.ndarray) -> str:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def _in_process(one: dict[str, Any]) -> str:

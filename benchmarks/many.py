@@ -157,7 +157,7 @@ def longest_gap(heard: list[float]) -> float:
 
 def resident() -> float:
     """Memory of this process now, MB."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     return int(lines["VmRSS"].split()[0]) / 2**10
 
 
@@ -187,7 +187,7 @@ def _met(met: bool) -> str:
 
 
 def _write_profile(profiler: cProfile.Profile, file: Path, trials: int) -> None:
-    with open(file, "w") as stream:
+    with open(file, "w", encoding="utf-8") as stream:
         stream.write(f"{trials} trials; the driver's main thread\n")
         stats = pstats.Stats(profiler, stream=stream)
         for order in ("cumulative", "tottime"):

@@ -59,7 +59,7 @@ def _watched(options: argparse.Namespace, here: Path, server: Any, address: str,
     space = {"data": str(store.folder), "budget": {"trials": options.trials, "epochs": options.epochs}, "base": TINY,
              "search": {"optim.lr": {"kind": "float", "low": 0.0001, "high": 0.001, "log": True}},
              "sampler": "random", "scheduler": {"kind": "none"}}  # fmt: skip
-    (here / "outage.toml").write_text(toml(space))
+    (here / "outage.toml").write_text(toml(space), encoding="utf-8")
     environment = os.environ | {"PROSEG_HOME": str(here / "home"), "MLFLOW_TRACKING_URI": address}
     began = time.monotonic()
     launched = subprocess.Popen(

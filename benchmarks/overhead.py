@@ -324,7 +324,7 @@ def launch(slices: int, epochs: int, trials: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         store, home = make_blobs(Path(folder) / "blobs", slices=slices, side=SIDE), Path(folder) / "home"
         file = Path(folder) / "benchmark.toml"
-        file.write_text(toml({"data": str(store.folder), **_space(epochs, trials)}))
+        file.write_text(toml({"data": str(store.folder), **_space(epochs, trials)}), encoding="utf-8")
         program = Path(sys.executable).parent / "proseg-tune"
         command = [str(program), "launch", str(file), "--no-final", "--json", "--concurrent", str(AT_ONCE)]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PROSEG_"))}

@@ -27,7 +27,7 @@ def main() -> None:
     render.status(study, read_state(study), read_trials(study), read_results(study), as_json=False)
     picture = render.out.export_svg(title=f"proseg-tune status {study.name}")
     without_fonts = re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL)  # they would be fetched from elsewhere
-    (FOLDER / "study.svg").write_text(without_fonts)
+    (FOLDER / "study.svg").write_text(without_fonts, encoding="utf-8")
     contact_sheet(open_data("lidc-contours", home), 24).savefig(FOLDER / "lidc-contours.png", dpi=80)
 
 

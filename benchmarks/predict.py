@@ -59,7 +59,7 @@ def _export(folder: Path) -> Path:
     folder.mkdir()
     save_checkpoint(folder / WEIGHTS, Checkpoint(config, 1, {}, 1, 4, 1, weights, {}, {}, {}))
     facts = {"name": "random", "label": "random weights", "window": (-1000.0, 400.0), "height": 64, "width": 64}
-    (folder / DATA).write_text(json.dumps(facts))
+    (folder / DATA).write_text(json.dumps(facts), encoding="utf-8")
     return folder
 
 

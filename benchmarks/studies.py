@@ -125,7 +125,9 @@ def read(name: str) -> list[dict[str, Any]]:
 
 def machine_seconds() -> float:
     """CPU seconds of everything on this machine since it began."""
-    user, nice, system, _, _, interrupts, soft, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
+    user, nice, system, _, _, interrupts, soft, *_ = map(
+        int, Path("/proc/stat").read_text(encoding="utf-8").split("\n")[0].split()[1:]
+    )
     return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
 
 

@@ -114,8 +114,8 @@ def _resident(*, reset: bool = False) -> float:
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return most / (2**20 if sys.platform == "darwin" else 2**10)
     if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines())
     return int(lines["VmHWM"].split()[0]) / 2**10
 
 
@@ -126,7 +126,7 @@ def machine(device: str) -> str:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
@@ -159,7 +159,7 @@ def publish(rows: list[Row], device: str, file: Path | None) -> None:
     print(f"{where}; {when}\n\n{table(rows)}")
     if file:
         content = {"machine": where, "date": when, "rows": [asdict(row) for row in rows]}
-        file.write_text(json.dumps(content, indent=1) + "\n")
+        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def command(about: str | None, measure: Callable[..., list[Row]], argv: list[str] | None = None) -> None:

@@ -4,13 +4,14 @@ Whatever is slow to import (torch, ray, mlflow) is imported inside the command t
 """
 
 import contextlib
+import io
 import os
 import sys
 import time
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -28,6 +29,7 @@ from cli.options import (
     Concurrent,
     GpuShare,
     Json,
+    Located,
     MaxTime,
     StudyName,
     duration,
@@ -50,11 +52,22 @@ ORDER = ("launch", "resume", "stop", "status", "list", "explain", "best", "compa
 
 
 class InOrder(TyperGroup):
-    """Lists the commands in the order of a study's life."""
+    """Lists the commands in the order of a study's life; every word may name a file by ~."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [_expanded(word) for word in args])
 
     def list_commands(self, ctx: typer.Context) -> list[str]:
         names = super().list_commands(ctx)
         return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
+def _expanded(word: str) -> str:
+    """What a shell makes of ~ where it stands alone, but not behind `--option=` or in quotes."""
+    option, mark, value = word.partition("=")
+    if mark and option.startswith("--"):
+        return f"{option}={os.path.expanduser(value)}"
+    return os.path.expanduser(word)
 
 
 app = typer.Typer(
@@ -74,6 +87,9 @@ app.command()(sync)
 
 def main() -> None:
     """Entry point of the command."""
+    for stream in (sys.stdout, sys.stderr):  # what the terminal's encoding lacks is replaced
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     # Foreign libraries' deprecation notes are for their developers, not for who runs a study.
     warnings.simplefilter("ignore")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
@@ -183,34 +199,45 @@ def _run(study: "Study", home: Path, *, address: str | None, verbose: bool, as_j
 @app.command()
 def resume(
     study: StudyName = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Configurations to try in all, those that were tried counted.")
+    ] = None,
     gpu_share: GpuShare = None,
     concurrent: Concurrent = None,
     max_time: MaxTime = None,
     budget: Budget = None,
+    data: Located = None,
     address: Address = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the log of Ray.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Go on with a study that was stopped, interrupted or killed; one that is finished stays as it is."""
+    """Go on with a study that was stopped or killed, or with a finished one that is given more trials or time."""
     with user_errors():
         from orchestrator.launch import Options, check_here, refuse, resumed
         from orchestrator.results import read_trials
         from orchestrator.sampling import Mirror
         from orchestrator.session import joined
-        from orchestrator.study import alone, find_study, read_state
+        from orchestrator.study import alone, find_study, located, read_state, write_study
         from orchestrator.workspace import workspace
 
         home = workspace()
         found = find_study(home, study)
-        if read_state(found) == "finished":
+        if data:
+            found = located(found, data)
+            with alone(found):
+                write_study(found)
+        more = (trials, max_time, budget) != (None, None, None)
+        if read_state(found) == "finished" and not more:
             if found.storage is not None:  # it may have been away when the study ended
                 with alone(found):
                     Mirror(found, read_trials(found))
             if not as_json:
-                render.line(f"study {found.name} is finished; there is nothing to go on with")
+                render.line(
+                    f"study {found.name} is finished; there is nothing to go on with, unless --trials gives it more"
+                )
             _show_outcome(found, as_json)
             return
-        options = Options(gpu_share=gpu_share or None, concurrent=concurrent or None, max_time=max_time,
+        options = Options(trials=trials, gpu_share=gpu_share or None, concurrent=concurrent or None, max_time=max_time,
                           budget=pair(budget))  # fmt: skip
         refuse(check_here(home, workers=found.resources.workers, joins=address is not None))
         with joined(address, home, verbose=verbose) as nodes:

@@ -33,7 +33,9 @@ def best(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="With --verify: its data, by name or folder, if not in the workspace."),
+        typer.Option(
+            metavar="DATA", help="With --verify, --export or --champion: its data, by name or folder, where they moved."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -46,14 +48,14 @@ def best(
                                  "--pt2": pt2, "--onnx": onnx, "--champion": champion})  # fmt: skip
             _verify(verify, data, as_json)
             return
-        if data is not None:
-            raise StudyError("--data goes with --verify only: it names the data of an exported model")
+        if data is not None and export is None and not champion:
+            raise StudyError("--data goes with --verify, --export or --champion: it names the data of the model")
         graphs = [name for name, asked in (("pt2", pt2), ("onnx", onnx)) if asked]
         if graphs and export is None:
             raise StudyError(f"--{graphs[0]} goes with --export DIR")
         if champion and prefer:
             raise StudyError("--champion registers the winner of the study: leave out --prefer")
-        _best(study, prefer, export, force, graphs, champion, as_json)
+        _best(study, data, prefer, export, force, graphs, champion, as_json)
 
 
 def _refuse(option: str, others: dict[str, object]) -> None:
@@ -65,15 +67,17 @@ def _refuse(option: str, others: dict[str, object]) -> None:
 
 
 def _best(
-    study: str | None, prefer: Word | None, export: Path | None, force: bool, graphs: list[str], champion: bool,
-    as_json: bool,
+    study: str | None, data: str | None, prefer: Word | None, export: Path | None, force: bool, graphs: list[str],
+    champion: bool, as_json: bool,
 ) -> None:  # fmt: skip
     from orchestrator import export as exporting
     from orchestrator.prefer import preferred, to_json
-    from orchestrator.study import find_study
+    from orchestrator.study import find_study, located
     from orchestrator.workspace import workspace
 
     found = find_study(workspace(), study)
+    if data is not None:
+        found = located(found, [data])
     choice = preferred(found, prefer) if prefer else None
     record = exporting.best_record(found, choice and choice.trial)
     if choice is not None:

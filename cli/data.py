@@ -12,7 +12,7 @@ import typer
 
 from cli import render
 from cli.complete import offer, sources
-from cli.errors import INTERRUPTED, PLACES, user_errors
+from cli.errors import INTERRUPTED, user_errors
 from cli.options import DataName, Json, Lengths, Size, Window, lengths, size, window
 
 if TYPE_CHECKING:
@@ -227,7 +227,8 @@ def data_show(
     ] = None,
     count: Annotated[int, typer.Option(min=1, max=200, help="Slices shown, in a picture alone.")] = 24,
     case: Annotated[str | None, typer.Option(metavar="NAME",
-                                             help="Draw one volume or image large, by the end of its name.")] = None,
+                                             help="Draw one volume, image or patient large, by the end of its "
+                                                  "name.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what this command wrote there.")] = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -279,19 +280,17 @@ def _writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in PLACES:
-            raise
-        raise DataError(f"--out {out} cannot be written: {error.strerror}") from None
+        raise DataError(f"--out {out} cannot be written: {error.strerror or error}") from None
 
 
 def _draw_case(store: "Store", case: str, out: Path | None, home: Path, *, as_json: bool) -> None:
+    from orchestrator.words import slug
     from proseg.data.catalog import rows_of_case
     from proseg.figures import case_sheet
 
     name, rows = rows_of_case(store, case)
     if out is None:
-        safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
-        out = home / "quality" / f"{store.manifest.name}-{safe}.png"
+        out = home / "quality" / f"{store.manifest.name}-{slug(name)}.png"
         out.parent.mkdir(parents=True, exist_ok=True)
     with _writing(out):
         _save(case_sheet(store, rows, name), out)

@@ -1,6 +1,5 @@
 """What a user's mistake comes to: one sentence and an exit code."""
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,8 +9,6 @@ from cli import render
 
 USER_MISTAKE = 2
 INTERRUPTED = 130
-PLACES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.ENOENT}
-"""What the operating system says of a place that the user chose and that cannot be written or read."""
 
 
 @contextmanager
@@ -27,9 +24,13 @@ def user_errors() -> Iterator[None]:
         render.error(str(error))
         raise typer.Exit(error.exit_code if isinstance(error, ProSegError) else USER_MISTAKE) from None
     except OSError as error:
-        if error.errno not in PLACES:
+        if error.errno is None:  # of a library, not of the operating system
             raise
-        render.error(f"{error.filename or 'a file'} cannot be used: {error.strerror}")
+        what = f"{error.filename} cannot be used" if error.filename else "the operating system refused what was asked"
+        render.error(f"{what}: {error.strerror}")
+        raise typer.Exit(USER_MISTAKE) from None
+    except MemoryError:
+        render.error("this machine has not enough memory for it: end other programs, or ask for less at a time")
         raise typer.Exit(USER_MISTAKE) from None
     except Stopped:
         render.error("stopped; `proseg-tune resume` goes on from what has been reached")

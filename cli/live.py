@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.text import Text
 
 from cli import render
@@ -135,7 +134,7 @@ class Watch:
 
     def _say(self, text: str) -> None:
         if not self.console.is_terminal:
-            self.console.print(escape(text), soft_wrap=True)
+            self.console.print(text, soft_wrap=True, markup=False, emoji=False)
 
 
 class JsonLines:

@@ -146,4 +146,11 @@ Address = Annotated[
 StudyName = Annotated[
     str | None, typer.Argument(help="Name of a study; the latest without one.", autocompletion=offer(studies))
 ]
+Located = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data", metavar="DATA", autocompletion=offer(data_sets),
+        help="Where data of the study lie now, by name or folder, if not where they were; repeat it for several.",
+    ),
+]  # fmt: skip
 DataName = Annotated[str, typer.Argument(help="A data set or a folder.", autocompletion=offer(data_sets))]

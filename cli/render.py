@@ -8,9 +8,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator.words import span
 
@@ -27,13 +27,14 @@ T = TypeVar("T")
 WIDTH_OF_A_PIPE = 200
 QUOTED_AFTER = 3.0
 """Seconds of work from which it is seen how long it will take."""
+MOST_TRIALS = 40
 STATES = ("running", "complete", "stopped early", "failed", "interrupted")
 COLOURS = {"running": "cyan", "complete": "green", "finished": "green", "stopped early": "yellow", "failed": "red",
            "interrupted": "red"}  # fmt: skip
 
 
 def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False)
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)  # what users wrote is literal
     if not console.is_terminal:
         console.width = WIDTH_OF_A_PIPE  # a pipe has no width: nothing is folded there
     return console
@@ -43,17 +44,21 @@ out = _console(stderr=False)
 err = _console(stderr=True)
 
 
+def _state(state: str) -> Text:
+    return Text(state, style=COLOURS[state])
+
+
 def line(text: str) -> None:
-    out.print(escape(text), soft_wrap=not out.is_terminal)
+    out.print(text, soft_wrap=not out.is_terminal)
 
 
 def marked(mark: str, colour: str, text: str) -> None:
     """A line that begins with a word in colour; what follows stands below what begins it."""
-    out.print(f"[{colour}]{mark:9}[/] {escape(text)}", soft_wrap=not out.is_terminal)
+    out.print(Text(f"{mark:9}", style=colour), text, soft_wrap=not out.is_terminal)
 
 
 def error(text: str) -> None:
-    err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=not err.is_terminal)
+    err.print(Text("error:", style="red"), text, soft_wrap=not err.is_terminal)
 
 
 def json(record: object) -> None:
@@ -107,7 +112,7 @@ def _quoted(items: Iterable[T], total: int) -> Iterator[T]:
 
 
 def _bar(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as progress:
         yield from progress.track(items, total=total, description=what)
 
@@ -177,7 +182,7 @@ def plan(study: "Study", warnings: Sequence[str], *, as_json: bool) -> None:
     )
     rows["in all"] = cost(quote)
     for name, text in rows.items():
-        table.add_row(f"[bold]{escape(name)}[/bold]", escape(text))
+        table.add_row(Text(name, style="bold"), text)
     out.print(table)
 
 
@@ -223,7 +228,7 @@ def outcome(study: "Study") -> None:
     from orchestrator.results import read_results, read_trials
 
     trials, results = read_trials(study), read_results(study)
-    out.print(trial_table(study, trials, title=f"Trials of {study.name}"))
+    _show_trials(study, trials, title=f"Trials of {study.name}")
     trial = winner(study)
     line(f"best: {trial.name} with {study.criterion.metric} {trial.objective:.4f} on validation patients")
     _show_confirmation(study)
@@ -274,10 +279,12 @@ def status(
     from dataclasses import asdict
 
     from orchestrator.disk import used
+    from orchestrator.study import reason_of
 
     folds = sum(final.folds for final in study.finals if final.data is not None)
     if as_json:
-        json({"study": study.name, "state": state, "trials_planned": study.trials, "folder": str(study.folder),
+        json({"study": study.name, "state": state, "reason": reason_of(study),
+              "trials_planned": study.trials, "folder": str(study.folder),
               "trials": [asdict(trial) for trial in trials], "folds_planned": folds,
               "spent": {"unit": study.resources.unit, "amount": sum(trial.cost for trial in trials)},
               "disk": used(study.folder), "mlflow": _tracked(study, state),
@@ -287,6 +294,8 @@ def status(
     words = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "none yet"
     line(f"study {study.name}: {state}; {len(trials)} of {study.trials} trials ({words}); "
          f"{len(results)} of {folds} final folds")  # fmt: skip
+    if reason := reason_of(study):
+        line(f"why: {reason}")
     spent, limit = sum(trial.cost for trial in trials), f" of {study.budget:g}" if study.budget else ""
     retries = sum(len(trial.retries) for trial in trials)
     again = f", which went on {retries} time(s) from a checkpoint" if retries else ""
@@ -296,7 +305,7 @@ def status(
         waiting = f", {store['queued']} points queued" if store["queued"] else ""
         line(f"MLflow ({store['store']}){waiting}" + (f": {store['page']}" if store["page"] else ""))
     if trials:
-        out.print(trial_table(study, trials))
+        _show_trials(study, trials)
     _show_confirmation(study)
     if results:
         _final_table(study, results)
@@ -332,8 +341,22 @@ def grid(heads: Sequence[str], rows: Iterable[Sequence[str]], *, words: Sequence
     for head in heads:
         table.add_column(head, justify="left" if head in words else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     out.print(table)
+
+
+def _show_trials(study: "Study", trials: Sequence["Trial"], title: str | None = None) -> None:
+    """All of them; of many those that run and the best."""
+    from orchestrator.results import ranked
+
+    shown = list(trials)
+    if len(trials) > MOST_TRIALS:
+        best = ranked(trials, study.criterion)[: MOST_TRIALS // 2]
+        shown = [trial for trial in trials if trial.state == "running" and trial not in best] + best
+    out.print(trial_table(study, shown, title))
+    if len(shown) < len(trials):
+        line(f"those that run and the best; {len(trials) - len(shown)} others are in --json, and in "
+             f"`proseg-tune report {study.name}`")  # fmt: skip
 
 
 def trial_table(study: "Study", trials: Sequence["Trial"], title: str | None = None) -> Table:
@@ -347,7 +370,7 @@ def trial_table(study: "Study", trials: Sequence["Trial"], title: str | None = N
         reached = (trial.objective, trial.second)[: len(metrics)]
         scores = ["" if value is None else f"{value:.4f}" for value in reached]
         words = settings(trial) if trial.state != "failed" else trial.reason
-        table.add_row(trial.name, f"[{COLOURS[trial.state]}]{trial.state}[/]", str(trial.epoch), *scores, escape(words))
+        table.add_row(trial.name, _state(trial.state), str(trial.epoch), *scores, words)
     return table
 
 
@@ -397,7 +420,7 @@ def _studies_table(found: Sequence["Overview"]) -> Table:
     for one in found:
         best = "" if one.best is None else f"{one.metric} {one.best:.4f} (t{one.trial:03d})"
         begun = datetime.fromtimestamp(one.begun).strftime("%Y-%m-%d %H:%M")
-        table.add_row(escape(one.name), escape(one.space), escape(one.data), f"[{COLOURS[one.state]}]{one.state}[/]",
+        table.add_row(one.name, one.space, one.data, _state(one.state),
                       f"{one.ended}/{one.planned}", best, begun, span(one.seconds),
                       f"{one.bytes / 2**20:.0f} MB")  # fmt: skip
     return table

@@ -53,7 +53,9 @@ def _follow(study: "Study", every: float) -> None:
     from orchestrator.follow import follow, stage_of
     from orchestrator.study import running_since
 
-    with shown(Watch(study, render.out, stage=stage_of(study), age=time.time() - running_since(study))) as watch:
+    with shown(
+        Watch(study, render.out, stage=stage_of(study), age=max(0.0, time.time() - running_since(study)))
+    ) as watch:
         state = follow(study, watch, every=every)
     render.line(f"study {study.name} is {state}; `proseg-tune status {study.name}` shows what has been reached")
 

@@ -42,7 +42,7 @@ def read_verdict(study: Study) -> Verdict | None:
     """What the comparison came to, if there was one; raises StudyError where its record is damaged."""
     path = study.folder / VERDICT
     try:
-        return from_json(json.loads(path.read_text())) if path.exists() else None
+        return from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
     except (ValueError, TypeError, KeyError) as error:
         raise StudyError(f"{path} is damaged or of another version: {error}") from None
 

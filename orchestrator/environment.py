@@ -32,5 +32,7 @@ def git_revision() -> str | None:
 
 
 def _git(root: Path, *command: str) -> str:
-    result = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        ["git", "-C", str(root), *command], capture_output=True, encoding="utf-8", errors="replace", check=True
+    )
     return result.stdout.strip()

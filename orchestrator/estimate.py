@@ -27,6 +27,8 @@ TRIALS_PER_GPU = 4
 """More are not put on one card unasked: they would wait for each other."""
 USABLE_MEMORY = 0.8
 """Of the machine's memory that is free now; the rest is left to Ray, MLflow and the system."""
+KILLED = {"BrokenProcessPool", "WorkerCrashedError", "OutOfMemoryError"}
+"""What Python and Ray call it when a process is gone; torch calls a full GPU so, but never in this process."""
 BYTES_OF_AN_EPOCH = 4096
 """Of its record in the log, and of its points in MLflow's store."""
 
@@ -82,6 +84,12 @@ def probe(study: Study, *, remotely: bool, meanwhile: Callable[[], object] = lam
             meanwhile()
             return running.result()
     except Exception as error:
+        if type(error).__name__ in KILLED:
+            raise ResourceError(
+                "the process that measured the largest configuration of the space was killed, most likely as memory "
+                f"ran out ({free_memory() / 2**30:.1f} GiB are free now): lower batch_size or the sizes under "
+                "[search], or end other programs"
+            ) from None
         if isinstance(error, ProSegError) or "out of memory" not in str(error).lower():
             raise
         raise ResourceError(
@@ -188,17 +196,19 @@ def free_memory() -> int:
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
     limit, current = (_number(Path("/sys/fs/cgroup") / f"memory.{name}") for name in ("max", "current"))
     if limit is None or current is None:
         return free
-    stat = dict(line.split() for line in (Path("/sys/fs/cgroup") / "memory.stat").read_text().splitlines())
+    stat = dict(
+        line.split() for line in (Path("/sys/fs/cgroup") / "memory.stat").read_text(encoding="utf-8").splitlines()
+    )
     return min(free, limit - current + int(stat["inactive_file"]))  # a cache of files is given back
 
 
 def _number(path: Path) -> int | None:
-    text = path.read_text().strip() if path.exists() else ""
+    text = path.read_text(encoding="utf-8").strip() if path.exists() else ""
     return int(text) if text.isdigit() else None
 
 

@@ -17,7 +17,6 @@ from orchestrator.stored import VERIFY, write_stored
 from orchestrator.study import Study, StudyError
 from orchestrator.tables import final_markdown
 from proseg.config import TrainConfig
-from proseg.data.store import Store
 from proseg.records import (
     BEST,
     CARD,
@@ -28,6 +27,7 @@ from proseg.records import (
     GRAPHS,
     METRICS,
     WEIGHTS,
+    read_json,
     whole_folder,
     write_atomically,
 )
@@ -82,8 +82,9 @@ def _confirmation(study: Study) -> dict[str, Any] | None:
 def exported_to(study: Study) -> str | None:
     """Where this study's model was last exported to."""
     path = study.folder / RECORD
-    folder = json.loads(path.read_text())["folder"] if path.exists() else None
-    return folder if folder and (Path(folder) / WEIGHTS).exists() else None
+    known = read_json(path, "delete it, as it only says where the model was exported to") if path.exists() else {}
+    folder = study.home / known["folder"] if "folder" in known else None
+    return str(folder) if folder and (folder / WEIGHTS).exists() else None
 
 
 def export(
@@ -121,7 +122,8 @@ def export(
         raise StudyError(f"--export {folder} cannot be written: {error.strerror or error}") from None
     noted = remember and os.access(study.folder, os.W_OK)
     if noted:
-        write_atomically(study.folder / RECORD, json.dumps({"folder": str(folder)}).encode())
+        kept = folder.relative_to(study.home) if folder.is_relative_to(study.home) else folder
+        write_atomically(study.folder / RECORD, json.dumps({"folder": str(kept)}).encode())
     return noted
 
 
@@ -144,9 +146,7 @@ def _write(
     from proseg.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(source)
-    store = Store(study.data.folder)
-    if store.manifest.fingerprint != study.data.fingerprint:
-        raise StudyError(f"{study.data.folder} no longer holds the data of study {study.name}: nothing can be exported")
+    store = study.data.store()
     results = _results(study, trial)
     data = store.manifest.model_dump(mode="json", exclude={"folds", "bytes", "format"})
     metrics = {
@@ -161,8 +161,10 @@ def _write(
         write_cases(folder / CASES, anonymous_cases(study, fold))
     for name, content in ((CONFIG, checkpoint.config.model_dump()), (DATA, data), (METRICS, metrics),
                           (ENVIRONMENT, study.environment)):  # fmt: skip
-        (folder / name).write_text(json.dumps(content, indent=1) + "\n")
-    (folder / CARD).write_text(_card(study, trial, checkpoint.config, data, results, retrained, choice))
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(
+        _card(study, trial, checkpoint.config, data, results, retrained, choice), encoding="utf-8"
+    )
     if graphs:
         _write_graphs(folder, graphs)
     write_stored(folder, study, trial.number, checkpoint, store, fold)
@@ -174,7 +176,7 @@ def _write_graphs(folder: Path, formats: Sequence[str]) -> None:
 
     model = load(folder)
     write(model, folder, formats)
-    with open(folder / CARD, "a") as card:
+    with open(folder / CARD, "a", encoding="utf-8") as card:
         card.write(described(model, formats))
 
 

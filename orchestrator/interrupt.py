@@ -20,7 +20,7 @@ def terminable() -> Iterator[None]:
     terminals = [number for number in (1, 2) if os.isatty(number)]
 
     def hung_up(number: int, frame: FrameType | None) -> None:
-        with open(os.devnull, "w") as nowhere:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
             for terminal in terminals:  # which is gone: what is said to it from now on would be an error
                 os.dup2(nowhere.fileno(), terminal)
         raise KeyboardInterrupt

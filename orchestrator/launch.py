@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator import session
+from orchestrator import earlier, session
+from orchestrator.addresses import settled
 from orchestrator.confirm import candidates, run_confirm
 from orchestrator.control import Stopped, forget_stop
 from orchestrator.disk import patiently
@@ -22,12 +23,13 @@ from orchestrator.interrupt import stoppable
 from orchestrator.objective import INSTEAD, check_defined, check_objective, undefined
 from orchestrator.quote import Quote
 from orchestrator.resources import Node, Resources, plan_resources, this_node
-from orchestrator.results import DIED, Trial, TrialLog, best_trial, ranked, read_results, read_trials, summary
+from orchestrator.results import Trial, TrialLog, best_trial, ranked, read_results, read_trials, summary
 from orchestrator.retrain import run_final
 from orchestrator.rivals import sentence
 from orchestrator.spool import SPOOL
 from orchestrator.stores import cannot_open, check_store, is_own
 from orchestrator.study import (
+    DIED,
     DataRef,
     Final,
     Point,
@@ -41,6 +43,7 @@ from orchestrator.study import (
     died,
     find_study,
     identity,
+    read_state,
     readable_studies,
     variants,
     write_state,
@@ -53,7 +56,7 @@ from proseg.config import TrainConfig
 from proseg.data import quality
 from proseg.data.catalog import Track, missing, open_data, silent
 from proseg.data.store import Manifest, Store
-from proseg.errors import DataError
+from proseg.errors import DataError, ProSegError
 from proseg.recipes import RECIPES
 from proseg.records import Criterion, write_atomically
 from search_spaces import points
@@ -153,7 +156,7 @@ def plan(
                 f"--workers {resources.workers}"
             )
     check_objective(space)
-    _check_storage(options.storage)
+    storage = _checked_storage(options.storage)
     _check_budget(options, resources)
     absent = missing(space.data, home)
     if absent:
@@ -176,7 +179,7 @@ def plan(
     study = Study(
         name="", folder=home, created=0.0, space=space, base=base, data=DataRef.of(store.folder, store.manifest),
         finals=finals, resources=resources, trials=trials, seed=options.seed, points=tried_first,
-        max_time=options.max_time, budget=options.budget and options.budget[0], storage=options.storage,
+        max_time=options.max_time, budget=options.budget and options.budget[0], storage=storage,
         environment=environment(),
     )  # fmt: skip
     return _quoted(study, options, home, asked, meanwhile)
@@ -192,12 +195,12 @@ def _quoted(
     study = study.model_copy(update={"resources": resources})
     cost = quote(study, found)
     timeout = options.epoch_timeout or max(LEAST_EPOCH_TIMEOUT, EPOCHS_BEFORE_TIMEOUT * cost.epoch)
-    _check_quote(study, cost, home)
+    _check_disk(cost, home)
+    _check_limits(study, cost)
     return study.model_copy(update={"quote": cost, "epoch_timeout": timeout})
 
 
-def _check_quote(study: Study, cost: Quote, home: Path) -> None:
-    """What is known not to suffice is refused before anything is started."""
+def _check_disk(cost: Quote, home: Path) -> None:
     there = room(home)
     free = there.free if there else 0
     if cost.disk > free:
@@ -205,6 +208,10 @@ def _check_quote(study: Study, cost: Quote, home: Path) -> None:
             f"the study may need {cost.disk / 2**30:.1f} GiB in {home}, where {free / 2**30:.1f} GiB are free: make "
             "room, try fewer trials, or name another workspace in PROSEG_HOME"
         )
+
+
+def _check_limits(study: Study, cost: Quote) -> None:
+    """What is known not to suffice is refused before anything is started."""
     if not study.finals:
         return
     if study.max_time is not None and cost.after_search >= study.max_time:
@@ -219,26 +226,28 @@ def _check_quote(study: Study, cost: Quote, home: Path) -> None:
         )
 
 
-def _check_storage(address: str | None) -> None:
+def _checked_storage(address: str | None) -> str | None:
+    """As it can be kept in the study."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
     if address is None:
-        return
+        return None
     try:
-        url = make_url(address)
+        password = make_url(address).password
     except ArgumentError:
         raise StudyError(
             f"--storage {address!r} is not the address of a database: write sqlite:///FILE or "
             "postgresql+psycopg2://USER@HOST/NAME"
         ) from None
-    if url.password is not None:
+    if password is not None:
         raise StudyError(
             "--storage holds a password, which would be kept in the study's folder and in MLflow: leave it out, and "
             "give it in PGPASSWORD or ~/.pgpass"
         )
-    if why := cannot_open(url):
+    if why := cannot_open(address):
         raise StudyError(f"--storage {address} cannot be opened: {why}")
+    return settled(address)
 
 
 def _check_budget(options: Options, resources: Resources) -> None:
@@ -310,37 +319,59 @@ def create(study: Study, home: Path, name: str | None, created: float) -> Study:
 def resumed(study: Study, home: Path, options: Options, nodes: Sequence[Node] | None) -> Study:
     """A study as it goes on: on the machines there are now, and with the limits that are given now.
 
+    The search of a finished study goes on if it is given more time, budget or trials.
+
     Raises:
-        StudyError: the data have changed, or the workspace's own MLflow store cannot be used.
+        DataError: the data are not there, or have changed.
+        StudyError: the workspace's own MLflow store cannot be used, or a finished study has no trial left to try.
         ResourceError: the machines there are now are too small.
     """
     if is_own(home):
         check_store(home)
-    store = Store(study.data.folder)
-    if store.manifest.fingerprint != study.data.fingerprint:
-        raise StudyError(
-            f"{study.data.folder} is not what study {study.name} was begun on: its fingerprint has changed"
-        )
+    for data in study.sets:
+        data.store()
+    trials = _trials_now(study, options)
     before = study.resources
     gpus = any(node.gpus for node in nodes or [this_node()])
     share = options.gpu_share or (before.gpu_share or None if gpus else None)
     concurrent = options.concurrent or min(
         before.concurrent,
-        plan_resources(workers=before.workers, gpu_share=share, concurrent=None, trials=study.trials, nodes=nodes)
+        plan_resources(workers=before.workers, gpu_share=share, concurrent=None, trials=trials, nodes=nodes)
         .concurrent,
     )  # fmt: skip
     resources = plan_resources(
-        workers=before.workers, gpu_share=share, concurrent=concurrent, trials=study.trials, nodes=nodes
+        workers=before.workers, gpu_share=share, concurrent=concurrent, trials=trials, nodes=nodes
     )
     _check_budget(options, resources)
-    changes: dict[str, Any] = {"resources": resources}
+    changes: dict[str, Any] = {"resources": resources, "trials": trials}
     if options.max_time is not None:
         changes["max_time"] = options.max_time
     if options.budget is not None:
         changes["budget"] = options.budget[0]
+    finished = read_state(study) == "finished"
     study = study.model_copy(update=changes)
+    if study.quote is not None and len(read_trials(study)) < trials:
+        _check_limits(study, study.quote)
     write_study(study)
+    if finished:
+        write_state(study, "interrupted", "its search goes on")
+        earlier.set_aside(study)
     return study
+
+
+def _trials_now(study: Study, options: Options) -> int:
+    """How many trials the study is to have.
+
+    Raises:
+        StudyError: it has so many already.
+    """
+    asked, tried = options.trials or study.trials, len(read_trials(study))
+    trials = min(asked, configurations(study.space, study.base, study.points) or asked)
+    if trials > tried or (options.trials is None and read_state(study) != "finished"):
+        return trials
+    if trials < asked:
+        raise StudyError(f"study {study.name} has tried all {tried} configurations of its space")
+    raise StudyError(f"study {study.name} has tried {tried} trials already: --trials {tried + 1}, or more, goes on")
 
 
 def get_ready(study: Study, home: Path, *, local: bool, verbose: bool) -> None:
@@ -382,7 +413,7 @@ def _all_stages(
     study: Study, home: Path, tracker: SpoolTracker, watcher: Watcher, *, address: str | None, verbose: bool
 ) -> None:
     state: State = "failed"
-    tables = ""
+    tables = reason = ""
 
     def ray_lost(why: str) -> None:
         watcher.note(f"{why}; what has been reached is kept: `proseg-tune resume {study.name}` goes on")
@@ -406,11 +437,14 @@ def _all_stages(
     except (KeyboardInterrupt, Stopped):
         state = "interrupted"
         raise
+    except Exception as error:
+        reason = str(error) if isinstance(error, ProSegError) else f"{type(error).__name__}: {error}"
+        raise
     finally:
         try:
             _close(study, tracker, state, tables)
         finally:
-            write_state(study, state)  # last: a study that has ended has told all there is
+            write_state(study, state, reason)  # last: a study that has ended has told all there is
 
 
 def _report_on_data(study: Study, home: Path, watcher: Watcher) -> Path:
@@ -434,6 +468,8 @@ def _finish(study: Study, best: Trial, keeper: Any, tracker: SpoolTracker, watch
             watcher.note(sentence(verdict, study.criterion.metric))
             best = next(trial for trial in trials if trial.number == verdict.chosen)
     watcher.stage("final")
+    if told := earlier.take_up(study, best.values):
+        watcher.note(told)
     results = run_final(study, best.values, keeper, tracker, watcher)
     for path in write_tables(study, results):
         tracker.artifact(path)

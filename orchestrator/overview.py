@@ -6,7 +6,8 @@ from pathlib import Path
 from orchestrator.confirm import read_verdict
 from orchestrator.disk import used
 from orchestrator.results import LOG, read_trials, winner_of
-from orchestrator.study import Study, StudyError, read_state, read_study, running_since, studies_folder
+from orchestrator.study import Study, read_state, read_study, running_since, studies_folder
+from proseg.errors import ProSegError
 from proseg.records import read_lines
 
 
@@ -55,7 +56,7 @@ def overview(home: Path, now: float) -> tuple[list[Overview], list[Unreadable]]:
     for folder in sorted(_folders(home)):
         try:
             found.append(_of(read_study(folder), now))
-        except (StudyError, OSError) as error:
+        except (ProSegError, OSError) as error:
             unreadable.append(Unreadable(folder.name, _why(error)))
     return sorted(found, key=lambda one: one.begun, reverse=True), unreadable
 
@@ -65,8 +66,8 @@ def _folders(home: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
 
 
-def _why(error: StudyError | OSError) -> str:
-    return str(error) if isinstance(error, StudyError) else f"{error.filename} cannot be read: {error.strerror}"
+def _why(error: ProSegError | OSError) -> str:
+    return str(error) if isinstance(error, ProSegError) else f"{error.filename} cannot be read: {error.strerror}"
 
 
 def _of(study: Study, now: float) -> Overview:

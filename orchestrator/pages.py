@@ -162,7 +162,7 @@ def view_page(server: str, experiment: str, study: Study, *, charts: bool = Fals
     MLflow takes nothing else from an address that names a view: a filter beside it would be all it listens to.
     """
     mode = "&compareRunsMode=CHART" if charts else ""
-    return f"{_runs(server, experiment)}&viewStateShareKey={quote(study.name)}{mode}"
+    return f"{_runs(server, experiment)}&viewStateShareKey={quote(study.key)}{mode}"
 
 
 def filter_page(server: str, experiment: str, study: Study) -> str:
@@ -186,7 +186,7 @@ def _runs(server: str, experiment: str) -> str:
 
 
 def _filter(study: Study) -> str:
-    return f"tags.`proseg.study` = '{study.name}' and tags.`proseg.kind` = 'trial'"
+    return f"tags.`proseg.study` = '{study.key}' and tags.`proseg.kind` = 'trial'"
 
 
 # --- the saved view ---------------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def saved_view(study: Study) -> tuple[str, str]:
     packed = base64.b64encode(zlib.compress(json.dumps(_state(study), separators=(",", ":")).encode(), 9)).decode()
     created = int(1000 * study.created)
     view = {"name": study.name, "createdAt": created, "updatedAt": created, "state": f"deflate;{packed}"}
-    return f"{VIEW}{study.name}", json.dumps(view)
+    return f"{VIEW}{study.key}", json.dumps(view)
 
 
 def _state(study: Study) -> dict[str, Any]:

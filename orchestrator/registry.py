@@ -12,7 +12,6 @@ patients choose no champion. What was decided, and why, is a tag of the version,
 
 import hashlib
 import json
-import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from orchestrator.export import export, winner
 from orchestrator.pages import experiment_name
 from orchestrator.stores import check_store, first_line, store_name, tracking_uri
 from orchestrator.study import Study, StudyError
+from orchestrator.words import slug
 from proseg.config import TrainConfig, parse
 from proseg.errors import CheckpointError, ConfigError, DataError
 from proseg.records import CONFIG, DATA, GRAPHS, METRICS, WEIGHTS
@@ -75,7 +75,7 @@ class _Winner:
 
 def model_name(study: Study) -> str:
     """Of the registered model; MLflow takes no slash and no colon."""
-    return f"proseg-{re.sub(r'[^A-Za-z0-9._-]+', '-', study.space.name)}"
+    return f"proseg-{slug(study.space.name)}"
 
 
 def promote(study: Study, home: Path) -> Registered:
@@ -97,7 +97,7 @@ def promote(study: Study, home: Path) -> Registered:
 
 def _run_of(client: "MlflowClient", study: Study) -> str:
     experiment = client.get_experiment_by_name(experiment_name(study))
-    query = f"tags.`proseg.uid` = '{study.name}/study'"
+    query = f"tags.`proseg.uid` = '{study.key}/study'"
     runs = client.search_runs([experiment.experiment_id], query, max_results=1) if experiment else []
     if not runs:
         raise StudyError(f"study {study.name} has no run in MLflow; `proseg-tune sync {study.name}` makes it")
@@ -142,11 +142,11 @@ def register(client: "MlflowClient", run_id: str, study: Study, folder: Path, *,
 def _read(study: Study, run_id: str, folder: Path) -> _Winner:
     try:
         digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-        config = parse((folder / CONFIG).read_text())
-        data, metrics = (json.loads((folder / name).read_text()) for name in (DATA, METRICS))
+        config = parse((folder / CONFIG).read_text(encoding="utf-8"))
+        data, metrics = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (DATA, METRICS))
         value = metrics["validation"].get(f"val/{study.criterion.metric}")
         tags = {
-            "proseg.study": study.name, "proseg.space": study.space.name, "proseg.trial": str(metrics["trial"]),
+            "proseg.study": study.key, "proseg.space": study.space.name, "proseg.trial": str(metrics["trial"]),
             "proseg.data": data["name"], "proseg.data_label": data["label"],
             "proseg.data_digest": data["fingerprint"][:12], "proseg.metric": study.criterion.metric,
             "proseg.objective": repr(winner(study).objective), GOAL: study.space.objective.direction,
@@ -278,7 +278,7 @@ def write_model(target: Path, folder: Path, *, run_id: str | None = None, model_
 
     from proseg.served import DEFAULTS
 
-    facts = json.loads((folder / DATA).read_text())
+    facts = json.loads((folder / DATA).read_text(encoding="utf-8"))
     request = np.zeros((1, facts["channels"], EXAMPLE_SIDE, EXAMPLE_SIDE), np.float32), DEFAULTS
     with tempfile.TemporaryDirectory(prefix="proseg-") as temporary:
         code, data = Path(temporary) / "proseg", Path(temporary) / "export"

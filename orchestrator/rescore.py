@@ -49,7 +49,7 @@ def rescore(model: Path, data: Path, *, prior_samples: int, part: str, fold: int
         "terms": terms(exported.config, m.raters, prior_samples), "threads": torch.get_num_threads(),
         "versions": environment(),
     }  # fmt: skip
-    (out / FOUND).write_text(json.dumps(found))
+    (out / FOUND).write_text(json.dumps(found), encoding="utf-8")
 
 
 def main(words: list[str]) -> int:
@@ -58,7 +58,7 @@ def main(words: list[str]) -> int:
         rescore(Path(model), Path(data), prior_samples=int(prior_samples), part=part, fold=int(fold),
                 threads=int(threads), out=Path(out))  # fmt: skip
     except ProSegError as error:
-        (Path(out) / FOUND).write_text(json.dumps({"error": str(error)}))
+        (Path(out) / FOUND).write_text(json.dumps({"error": str(error)}), encoding="utf-8")
         return error.exit_code
     return 0
 

@@ -4,7 +4,6 @@ The log (`trials.jsonl` in the study's folder) and the trials' own folders hold 
 Reading needs neither Ray nor torch.
 """
 
-import json
 import math
 import statistics
 import time
@@ -14,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.rungs import fronts
-from orchestrator.study import Study, StudyError, read_state
-from proseg.records import Criterion, append_line, read_epochs, read_lines
+from orchestrator.study import DIED, Study, StudyError, read_state
+from proseg.errors import RecordError
+from proseg.records import Criterion, append_line, read_epochs, read_json, read_lines
 
 if TYPE_CHECKING:
     from orchestrator.rivals import Verdict
 
 LOG = "trials.jsonl"
-DIED = "the process of the study died"
 TrialState = Literal["running", "complete", "stopped early", "failed", "interrupted"]
 
 
@@ -190,9 +189,16 @@ class FoldResult:
 
 def read_results(study: Study) -> list[FoldResult]:
     """The folds that have been evaluated."""
-    files = sorted((study.folder / "final").glob("*/fold*/result.json"))
-    results = [FoldResult(**json.loads(path.read_text())) for path in files]
+    results = [_fold_result(path) for path in (study.folder / "final").glob("*/fold*/result.json")]
     return sorted(results, key=lambda result: (result.data, result.fold))
+
+
+def _fold_result(path: Path) -> FoldResult:
+    advice = "delete it, and `proseg-tune resume` evaluates that fold anew"
+    try:
+        return FoldResult(**read_json(path, advice))
+    except TypeError:
+        raise RecordError(f"{path} is damaged or of another version: {advice}") from None
 
 
 def summary(results: Sequence[FoldResult]) -> dict[str, dict[str, dict[str, float]]]:

@@ -27,6 +27,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from orchestrator.addresses import for_libraries, sqlite_address
 from orchestrator.results import Trial
 from orchestrator.stores import first_line
 from orchestrator.study import Study
@@ -255,7 +256,7 @@ class Mirror:
         """Open it and bring it to what the log says."""
         optuna.logging.set_verbosity(logging.WARNING)
         self._plan = study
-        self.url = study.storage or f"sqlite:///{study.folder / 'optuna.db'}"
+        self.url = for_libraries(study.storage or sqlite_address(study.folder / "optuna.db"))
         self._study = self._try(lambda: self._open(trials), more=len(trials))
 
     def started(self, trial: Trial) -> None:
@@ -279,7 +280,7 @@ class Mirror:
             return None
 
     def _open(self, trials: Sequence[Trial]) -> optuna.Study:
-        name = self._plan.space.name if self._plan.storage is None else self._plan.name
+        name = self._plan.space.name if self._plan.storage is None else self._plan.key
         file = self._plan.folder / "optuna.db" if self._plan.storage is None else None
         arguments: dict[str, Any] = {"study_name": name, "directions": directions(self._plan)}
         try:

@@ -13,8 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from orchestrator.results import FoldResult, read_results
-from orchestrator.study import MANIFEST, DataRef, Study, StudyError, read_study, studies_folder
-from proseg.data.store import Store
+from orchestrator.study import MANIFEST, DataRef, Study, StudyError, located, read_study, studies_folder
 from proseg.records import CASES, DATA, METRICS, write_atomically
 
 SAME = 1e-3
@@ -124,9 +123,7 @@ def anonymous_cases(study: Study, result: FoldResult) -> dict[str, np.ndarray]:
 
 def _patients(data: DataRef, fold: int) -> list[str]:
     """The patient of every test case, in the order of the evaluation."""
-    store = Store(data.folder)
-    if store.manifest.fingerprint != data.fingerprint:
-        raise StudyError(f"{data.folder} no longer holds the data that {data.name} was: its patients are not known")
+    store = data.store()
     return [str(store.patients[case[0]]) for case in store.cases(store.manifest.folds[fold].test)]
 
 
@@ -146,7 +143,7 @@ def find_run(name: str, home: Path) -> Run:
     """
     for folder in (studies_folder(home) / name, Path(name)):
         if (folder / MANIFEST).is_file():
-            return _of_study(name, read_study(folder))
+            return _of_study(name, located(read_study(folder)))
         if (folder / METRICS).is_file():
             return _of_model(name, folder.resolve())
     raise StudyError(f"{name!r} is neither a study in {home}, nor the folder of a study or of an exported model")
@@ -194,7 +191,7 @@ def _of_model(name: str, folder: Path) -> Run:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise StudyError(f"{path} cannot be read: {error}") from None
 

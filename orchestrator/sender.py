@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import pages
 from orchestrator.results import read_trials
-from orchestrator.stores import artifact_folder, first_line, is_own, local_lock
+from orchestrator.stores import artifact_folder, first_line, local_lock
 from orchestrator.study import Study, StudyError
 
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ class Sender:
         new = [Param(name, value) for name, value in params.items() if name not in known]
         self._client.log_batch(self._id(key), params=new)
         if data:
-            self._client.log_inputs(self._id(key), [_input(**part) for part in data])
+            places = {ref.name: ref.folder.as_uri() for ref in self._study.sets}
+            self._client.log_inputs(self._id(key), [_input(**part | {"source": places[part["name"]]}) for part in data])
 
     def _metrics(self, key: str, points: list[tuple[int, int, dict[str, float]]]) -> None:
         from mlflow.entities import Metric
@@ -174,7 +175,7 @@ class Sender:
     # --- runs ---------------------------------------------------------------------------------------------------------
 
     def _uid(self, key: str) -> str:
-        return f"{self._study.name}/{key}"
+        return f"{self._study.key}/{key}"
 
     def _id(self, key: str) -> str:
         if not self.has(key):
@@ -188,7 +189,8 @@ class Sender:
             if found.lifecycle_stage == "deleted":  # by a person, in MLflow's pages; its name stays taken
                 self._client.restore_experiment(found.experiment_id)
             return found.experiment_id
-        location = (artifact_folder(home) / self._study.space.name).as_uri() if is_own(home) else None
+        folder = artifact_folder(home)
+        location = folder and (folder / self._study.space.name).as_uri()
         return self._client.create_experiment(
             name, artifact_location=location, tags={"mlflow.experimentKind": "custom_model_development"}
         )
@@ -198,7 +200,7 @@ class Sender:
         from mlflow.entities import ViewType
 
         found: dict[str, Run] = {}
-        query, token = f"tags.`proseg.study` = '{self._study.name}'", None
+        query, token = f"tags.`proseg.study` = '{self._study.key}'", None
         while True:
             page = self._client.search_runs([self.experiment], query, ViewType.ALL, 1000, page_token=token)
             for run in page:

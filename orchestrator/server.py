@@ -16,7 +16,7 @@ import psutil
 from orchestrator import guard
 from orchestrator.interrupt import terminable
 from orchestrator.pages import experiment_name, study_page
-from orchestrator.stores import artifact_folder, check_store, is_own, local_uri, quieten, store_name
+from orchestrator.stores import check_store, is_own, local_uri, own_artifacts, quieten, store_name
 from orchestrator.study import Study, StudyError
 
 HOST = "127.0.0.1"
@@ -87,7 +87,7 @@ class LocalServer:
         self._up, self._deadline = False, time.monotonic() + START_SECONDS
         command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(self._port),
                    "--workers", "1", "--backend-store-uri", local_uri(self._home),
-                   "--artifacts-destination", artifact_folder(self._home).as_uri()]  # fmt: skip
+                   "--artifacts-destination", own_artifacts(self._home).as_uri()]  # fmt: skip
         with open(self._home / LOG, "ab") as sink:
             self._child = subprocess.Popen(
                 [sys.executable, guard.__file__, *command], env={**SETTINGS, **os.environ}, stdin=subprocess.PIPE,

@@ -203,7 +203,7 @@ def check_shared(folder: Path) -> None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     mark = folder / f".seen-{os.getpid()}-{time.time_ns()}"
-    mark.write_text("ours")
+    mark.write_text("ours", encoding="utf-8")
     probe = ray.remote(num_cpus=0)(_sees)
     try:
         for node in [node for node in ray.nodes() if node["Alive"]]:
@@ -225,10 +225,10 @@ def check_shared(folder: Path) -> None:
 def _sees(mark: str) -> str:
     """What stands in the way of this node's use of the workspace; empty where nothing does."""
     try:
-        if Path(mark).read_text() != "ours":
+        if Path(mark).read_text(encoding="utf-8") != "ours":
             return "it sees another folder there"
         answer = Path(f"{mark}-{os.getpid()}")
-        answer.write_text("seen")
+        answer.write_text("seen", encoding="utf-8")
         answer.unlink()
     except OSError as error:
         return error.strerror or str(error)

@@ -21,6 +21,7 @@ from orchestrator.stores import (
     without_password,
 )
 from orchestrator.study import Study, StudyError, alone
+from proseg.errors import ProSegError
 
 if TYPE_CHECKING:
     from orchestrator.watcher import Watcher
@@ -157,7 +158,7 @@ class Shipper:
                 self._online()
             self._online()
         except Exception as error:  # drivers of databases and of object stores have errors of their own
-            if not isinstance(error, MlflowException | OSError | StudyError):
+            if not isinstance(error, MlflowException | OSError | ProSegError):
                 logging.getLogger(__name__).warning("sending to MLflow failed", exc_info=error)
             if self._trouble and self._server is not None:
                 self._server.look()  # twice in a row: it may hang
@@ -193,7 +194,7 @@ def sync(study: Study, home: Path, *, again: bool = False) -> Shipping:
             while shipping.ship(tracking_uri(home)):
                 pass
         except Exception as error:  # drivers of databases and of object stores have errors of their own
-            if isinstance(error, StudyError):
+            if isinstance(error, ProSegError):
                 raise
             raise StudyError(f"MLflow at {store_name(home)} does not answer any more: {first_line(error)}; what it has "
                              f"taken is noted: try again later") from None  # fmt: skip

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from proseg.records import append_line, read_lines, write_atomically
+from proseg.records import append_line, parse_line, read_lines, write_atomically
 
 SPOOL = "mlflow.jsonl"
 SENT = "mlflow.json"
@@ -62,7 +62,7 @@ def read_on(path: Path, offset: int, most: int) -> Iterator[tuple[dict[str, Any]
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            yield json.loads(line), offset
+            yield parse_line(path, line, f"at byte {offset - len(line)}"), offset
 
 
 # --- how far it has been sent -----------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ def read_all_progress(folder: Path) -> dict[str, Progress]:
     """Of every store that this study has been sent to, by its name. What cannot be read counts as nothing sent: to send
     again does no harm."""
     try:
-        known = json.loads((folder / SENT).read_text())
+        known = json.loads((folder / SENT).read_text(encoding="utf-8"))
         return {store: Progress(**values) for store, values in known.items()}
     except (FileNotFoundError, ValueError, TypeError, AttributeError):
         return {}

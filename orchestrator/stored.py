@@ -128,7 +128,7 @@ def write_stored(
         means=result.metrics if result else validation_means(checkpoint.metrics),
         files=file_digests(folder), versions=study.environment, tolerance=Tolerance(),
     )  # fmt: skip
-    (folder / VERIFY).write_text(record.model_dump_json(indent=1) + "\n")
+    (folder / VERIFY).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def terms(config: TrainConfig, raters: int, prior_samples: int) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def _same(one: float | None, other: float | None) -> bool:
 
 def _told(path: Path, record: Stored) -> dict[str, float]:
     try:
-        metrics: dict[str, Any] = json.loads(path.read_text())
+        metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if record.data.part == "validation":
             return validation_means(metrics["validation"])
         here = (record.data.name, record.data.fold)

@@ -3,17 +3,14 @@
 import logging
 import os
 import re
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from orchestrator.addresses import for_libraries, settled, sqlite_address, sqlite_file
 from orchestrator.study import StudyError
 from orchestrator.surroundings import writable
-
-if TYPE_CHECKING:
-    from sqlalchemy.engine import URL
 
 OWN = "workspace"
 """What the workspace's own store is called in our files: its address is another one each time it is served."""
@@ -29,26 +26,46 @@ SECONDS_TO_CONNECT = 10
 """To a database."""
 
 
+PLACES = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("datasets", "dataset_source"),
+          ("logged_models", "artifact_location"), ("model_versions", "source"),
+          ("model_versions", "storage_location"))  # fmt: skip
+"""Where MLflow's database keeps whole paths."""
+
+
 def local_uri(home: Path) -> str:
     """The store in the workspace."""
-    return f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"
-
-
-def artifact_folder(home: Path) -> Path:
-    return home / "mlflow" / "artifacts"
+    return for_libraries(sqlite_address(_own(home)))
 
 
 def tracking_uri(home: Path) -> str:
     """MLFLOW_TRACKING_URI if it is set, else the store in the workspace, whose folder is made."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or local_uri(home)
-    if uri == local_uri(home):
+    if is_own(home):
         (home / "mlflow").mkdir(parents=True, exist_ok=True)
-    return uri
+        return local_uri(home)
+    return for_libraries(os.environ["MLFLOW_TRACKING_URI"])
 
 
 def is_own(home: Path) -> bool:
-    """Whether runs are kept in the workspace's own store."""
-    return (os.environ.get("MLFLOW_TRACKING_URI") or local_uri(home)) == local_uri(home)
+    """Whether runs are kept in the workspace's own store, by whatever path it is named."""
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    file = sqlite_file(named) if named else _own(home)
+    return file is not None and file.resolve() == _own(home).resolve()
+
+
+def artifact_folder(home: Path) -> Path | None:
+    """Where the files of runs are kept: beside a SQLite store; None where a server decides."""
+    if is_own(home):
+        return own_artifacts(home)
+    file = sqlite_file(os.environ["MLFLOW_TRACKING_URI"])
+    return file and file.resolve().parent / "artifacts"
+
+
+def own_artifacts(home: Path) -> Path:
+    return _own(home).parent / "artifacts"
+
+
+def _own(home: Path) -> Path:
+    return home / "mlflow" / "mlflow.db"
 
 
 def wants_server(home: Path) -> bool:
@@ -59,7 +76,7 @@ def wants_server(home: Path) -> bool:
 
 def store_name(home: Path) -> str:
     """What a store is called in files, messages and logs: its address without a password."""
-    return OWN if is_own(home) else without_password(tracking_uri(home))
+    return OWN if is_own(home) else without_password(settled(os.environ["MLFLOW_TRACKING_URI"]))
 
 
 def without_password(uri: str) -> str:
@@ -88,26 +105,43 @@ def check_store(home: Path) -> None:
             from mlflow import MlflowClient
 
             MlflowClient(tracking_uri(home)).search_experiments(max_results=1)
+            if is_own(home):
+                _bring_along(home)
     except Exception as error:  # a driver that is not installed, a file that is no database: foreign code has no limit
         uri = without_password(tracking_uri(home))
         raise StudyError(f"MLflow at {uri} cannot be used: {_remedy(error, home)}") from None
 
 
-def cannot_open(url: "URL") -> str:
+def _bring_along(home: Path) -> None:
+    """Tell the own store where its files lie, which it knows by whole paths, after the workspace was moved."""
+    import sqlite3
+
+    now, below = home.as_uri(), own_artifacts(home).relative_to(home).as_posix()
+    with closing(sqlite3.connect(_own(home))) as database, database:
+        found = database.execute("select artifact_location from experiments where artifact_location like 'file:%'")
+        folders = {location.rpartition("/")[0] for (location,) in found}
+        for before in {one.removesuffix(f"/{below}") for one in folders if one.endswith(f"/{below}")} - {now}:
+            for table, column in PLACES:
+                database.execute(
+                    f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ?",
+                    (now, len(before) + 1, len(before) + 1, f"{before}/"),
+                )
+
+
+def cannot_open(address: str) -> str:
     """Why a database cannot be opened; nothing where it can. A SQLite file is not made here."""
     from sqlalchemy import create_engine, inspect
     from sqlalchemy.exc import SQLAlchemyError
 
-    waits = {"connect_timeout": SECONDS_TO_CONNECT}
-    if url.get_backend_name() == "sqlite":
-        file, waits = Path(url.database or ""), {}
+    waits = {} if address.startswith("sqlite") else {"connect_timeout": SECONDS_TO_CONNECT}
+    if file := sqlite_file(address):
         there = file.exists()
         if not (os.access(file, os.W_OK) if there else file.parent.is_dir() and os.access(file.parent, os.W_OK)):
             return f"{file} cannot be written"
         if not there:
             return ""
     try:
-        engine = create_engine(url, connect_args=waits)
+        engine = create_engine(for_libraries(address), connect_args=waits)
         try:
             inspect(engine).get_table_names()
         finally:
@@ -120,7 +154,7 @@ def cannot_open(url: "URL") -> str:
 
 
 def _check_writable(home: Path) -> None:
-    database = home / "mlflow" / "mlflow.db"
+    database = _own(home)
     place = database if database.exists() and not os.access(database, os.W_OK) else database.parent
     if place == database or not writable(place):
         raise StudyError(

@@ -11,7 +11,7 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -19,15 +19,17 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from orchestrator.addresses import with_file
+from orchestrator.data_ref import DataRef
 from orchestrator.quote import Quote
 from orchestrator.resources import Resources
 from proseg.config import TrainConfig
-from proseg.data.store import Manifest
 from proseg.errors import ConfigError, ProSegError
 from proseg.recipes import RECIPES
 from proseg.records import Criterion, write_atomically
 from search_spaces.space import FinalStage, SearchSpace, SpaceError
 
+DIED = "the process of the study died"
 MANIFEST, STATE, LOCK = "study.json", "state.json", ".running"
 SECONDS_OF_A_LOOK = 1.0
 """More than another process needs to see whether the study runs."""
@@ -42,26 +44,6 @@ class StudyFailed(StudyError):
     """A study was rightly asked for and did not succeed."""
 
     exit_code = 1
-
-
-class DataRef(BaseModel):
-    """A prepared data set, by where it lies and what it must be."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    label: str
-    fingerprint: str
-    folder: Path
-    slices: int
-    patients: int
-    raters: int
-    unit: str
-
-    @classmethod
-    def of(cls, folder: Path, manifest: Manifest) -> "DataRef":
-        return cls(folder=folder.resolve(), **{name: getattr(manifest, name) for name in
-                   ("name", "label", "fingerprint", "slices", "patients", "raters", "unit")})  # fmt: skip
 
 
 class Final(BaseModel):
@@ -116,6 +98,28 @@ class Study(BaseModel):
     quote: Quote | None = None
     """What it was expected to cost."""
     environment: dict[str, str]
+    begun_as: str | None = None
+    """The name that it began with, where its folder has been renamed since."""
+
+    @property
+    def key(self) -> str:
+        """What MLflow and a database that studies share know it by."""
+        return self.begun_as or self.name
+
+    @property
+    def home(self) -> Path:
+        """The workspace that it lies in."""
+        return self.folder.parent.parent
+
+    @property
+    def sets(self) -> list[DataRef]:
+        """The data that it searches on and ends with."""
+        return [self.data, *(final.data for final in self.finals if final.data is not None)]
+
+    def with_sets(self, change: Callable[[DataRef], DataRef]) -> "Study":
+        """The study on the same data, which lie elsewhere."""
+        finals = tuple(final.model_copy(update={"data": final.data and change(final.data)}) for final in self.finals)
+        return self.model_copy(update={"data": change(self.data), "finals": finals})
 
     @property
     def criterion(self) -> Criterion:
@@ -152,6 +156,11 @@ class Study(BaseModel):
 
     def final_folder(self, data: str, fold: int) -> Path:
         return self.folder / "final" / data / f"fold{fold}"
+
+    @property
+    def earlier_finals(self) -> list[Path]:
+        """The final stages of other winners, before the search went on (`orchestrator.earlier`)."""
+        return sorted(self.folder.glob("earlier/*/final"))
 
 
 def identity(space: SearchSpace, base: TrainConfig, values: Mapping[str, Any]) -> Hashable:
@@ -213,6 +222,10 @@ def check_name(home: Path, name: str | None) -> None:
         raise StudyError(f"--study {name!r} cannot name a folder: use letters, digits, '.', '_' and '-', at most 100")
     if (studies_folder(home) / name).exists():
         raise StudyError(f"study {name!r} already exists in {studies_folder(home)}; choose another --study")
+    for study in readable_studies(home):
+        if study.key == name:
+            raise StudyError(f"study {study.name} was begun as {name!r}, and MLflow knows it by that; choose another "
+                             "--study")  # fmt: skip
 
 
 def claim_folder(home: Path, space: str, name: str | None) -> Path:
@@ -223,7 +236,7 @@ def claim_folder(home: Path, space: str, name: str | None) -> Path:
     """
     while True:
         check_name(home, name)
-        folder = studies_folder(home) / (name or f"{_sanitised(space)}-{_readable()}")
+        folder = studies_folder(home) / (name or f"{_sanitised(space)[:60]}-{_readable()}")
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -232,18 +245,70 @@ def claim_folder(home: Path, space: str, name: str | None) -> Path:
 
 
 def write_study(study: Study) -> None:
-    write_atomically(study.folder / MANIFEST, (study.model_dump_json(indent=1) + "\n").encode())
+    """What lies in the workspace is kept by its place there: a workspace may be moved, and a study be renamed."""
+
+    def kept(path: Path) -> Path:
+        return path.relative_to(study.home) if path.is_relative_to(study.home) else path
+
+    text = _placed(study, kept, kept).model_dump_json(indent=1)
+    write_atomically(study.folder / MANIFEST, (text + "\n").encode())
 
 
 def read_study(folder: Path) -> Study:
     """Raises StudyError where the folder is not that of a study."""
     try:
-        study = Study.model_validate_json((folder / MANIFEST).read_bytes())
-        return study.model_copy(update={"folder": folder.resolve()})  # the workspace may have been moved
+        return _here(Study.model_validate_json((folder / MANIFEST).read_bytes()), Path(os.path.abspath(folder)))
     except FileNotFoundError:
         raise StudyError(f"{folder} is not the folder of a study: it has no {MANIFEST}") from None
     except ValidationError as error:
         raise StudyError(f"{folder / MANIFEST} is damaged or of another version: {error.errors()[0]['msg']}") from None
+
+
+def _here(study: Study, folder: Path) -> Study:
+    """A study that was read, as it lies now: maybe in a workspace that has been moved, or alone in another one."""
+    before, key = study.home, study.key
+    here = study.model_copy(update={"name": folder.name, "folder": folder,
+                                    "begun_as": key if key != folder.name else None})  # fmt: skip
+
+    def place(path: Path, *others: Path) -> Path:
+        if path.is_absolute() and not path.is_relative_to(before):
+            return path
+        within = path.relative_to(before) if path.is_absolute() else path
+        places = [home / within for home in (here.home, before, *others)]
+        return next((place for place in places if place.exists()), places[0])
+
+    # Earlier versions kept a relative address of a database as it was given.
+    return _placed(here, place, lambda path: place(path, Path.cwd()))
+
+
+def _placed(study: Study, data: Callable[[Path], Path], storage: Callable[[Path], Path]) -> Study:
+    """With other paths of the data and of the database."""
+    changed = study.with_sets(lambda ref: ref.model_copy(update={"folder": data(ref.folder)}))
+    return changed.model_copy(update={"storage": study.storage and with_file(study.storage, storage)})
+
+
+def located(study: Study, given: Sequence[str] = ()) -> Study:
+    """The study on its data wherever they lie now: where they are told to, or anywhere in its workspace.
+
+    Args:
+        given: names or folders of data sets.
+
+    Raises:
+        StudyError, DataError: one of them is not there, or is none of the study's.
+    """
+    from proseg.data.catalog import open_data, stores
+
+    found: dict[str, Path] = {}
+    for name in given:
+        store = open_data(name, study.home)
+        if store.manifest.fingerprint not in {ref.fingerprint for ref in study.sets}:
+            names = ", ".join(dict.fromkeys(ref.name for ref in study.sets))
+            raise StudyError(f"--data {name} has another fingerprint than the data of study {study.name} ({names})")
+        found[store.manifest.fingerprint] = store.folder.resolve()
+    lost = {ref.fingerprint for ref in study.sets if not ref.is_there} - found.keys()
+    if lost:
+        found |= {m.fingerprint: folder for folder, m in stores(study.home) if m.fingerprint in lost}
+    return study.with_sets(lambda ref: ref.model_copy(update={"folder": found.get(ref.fingerprint, ref.folder)}))
 
 
 def find_study(home: Path, name: str | None) -> Study:
@@ -261,8 +326,8 @@ def find_study(home: Path, name: str | None) -> Study:
     if name is not None:
         if name not in folders:
             raise StudyError(f"there is no study {name!r} in {home}; there are {', '.join(sorted(folders))}")
-        return read_study(folders[name])
-    return _latest(list(folders.values()))
+        return located(read_study(folders[name]))
+    return located(_latest(list(folders.values())))
 
 
 def readable_studies(home: Path) -> list[Study]:
@@ -276,13 +341,8 @@ def readable_studies(home: Path) -> list[Study]:
 
 def studies_on(home: Path, folders: Collection[Path]) -> list[Study]:
     """The readable studies of a workspace that search on, or end with, the data in one of its folders."""
-    places = {folder.parts[-2:] for folder in folders}  # within the workspace, which may have been moved
-
-    def uses(study: Study) -> bool:
-        refs = (study.data, *(final.data for final in study.finals if final.data))
-        return any(ref.folder.parts[-2:] in places for ref in refs)
-
-    return [study for study in readable_studies(home) if uses(study)]
+    places = {folder.resolve() for folder in folders}
+    return [study for study in readable_studies(home) if places & {ref.folder.resolve() for ref in study.sets}]
 
 
 def _latest(folders: list[Path]) -> Study:
@@ -354,6 +414,11 @@ def died(study: Study) -> bool:
     return _state_record(study)["state"] == "running" and read_state(study) != "running"
 
 
+def reason_of(study: Study) -> str:
+    """Why it failed or was interrupted, as far as that is known."""
+    return DIED if died(study) else _state_record(study).get("reason", "")
+
+
 def running_since(study: Study) -> float:
     """Seconds since the epoch at which the process began, or went on, that runs the study; or at which it ended."""
     return _state_record(study)["time"]
@@ -362,7 +427,7 @@ def running_since(study: Study) -> float:
 def _state_record(study: Study) -> dict[str, Any]:
     path = study.folder / STATE
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         return {"time": study.created} | record | {name: record[name] for name in ("state", "pid")}
     except FileNotFoundError:
         return {"state": "interrupted", "pid": 0, "time": study.created}

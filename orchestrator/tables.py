@@ -144,8 +144,9 @@ def write_tables(study: Study, results: Sequence[FoldResult]) -> list[Path]:
     document = {"study": study.name, "notes": notes(study, results), "summary": summary(results),
                 "folds": [asdict(result) for result in results]}  # fmt: skip
     flat = [{**{k: v for k, v in asdict(r).items() if k != "metrics"}, **r.metrics} for r in results]
+    names = dict.fromkeys(name for row in flat for name in row)  # a metric may be undefined on the first fold
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(flat), buffer)
+    pq.write_table(pa.table({name: [row.get(name) for row in flat] for name in names}), buffer)
     contents = {
         "final.json": json.dumps(document, indent=1).encode(),
         "final.md": final_markdown(study, results).encode(),

@@ -65,6 +65,7 @@ class SpoolTracker:
         self._read_at: dict[str, float] = {}
         self._open: dict[str, Path] = {}
         self._best: str | None = None
+        self._final = "final"
         self._reported = False
         self._told: dict[str, tuple[int, float]] = {}
         for record in self.spool.records():
@@ -83,7 +84,7 @@ class SpoolTracker:
 
     def trial_started(self, trial: Trial) -> None:
         config = self._study.config_of(trial.values)
-        tags = {"proseg.trial": str(trial.number), "proseg.trial_uid": f"{self._study.name}/{trial.name}"}
+        tags = {"proseg.trial": str(trial.number), "proseg.trial_uid": f"{self._study.key}/{trial.name}"}
         self._start(trial.name, pages.run_name(replace(trial, state="running")), kind="trial", parent="study",
                     tags=tags, params=pages.trial_params(self._study, trial, config),
                     data=[(self._study.data, self._study.space.fold)])  # fmt: skip
@@ -117,18 +118,20 @@ class SpoolTracker:
         self._training_ended(training.name, training.config, scores, [CONFIG, RESULT])
 
     def folds_started(self, folds: Sequence[tuple[DataRef, int, TrainConfig]]) -> None:
-        self._start("final", "final stage", kind="final", parent="study",
+        if before := self._study.earlier_finals:  # of other winners: their runs stay as they are
+            self._final = f"final-{len(before) + 1}"
+        self._start(self._final, "final stage", kind="final", parent="study",
                     tags={"proseg.data_label": _labels(self._study)})  # fmt: skip
-        self._open["final"] = self._study.folder / "final"
+        self._open[self._final] = self._study.folder / "final"
         for data, fold, config in folds:
-            key = f"final/{data.name}/{fold}"
+            key = f"{self._final}/{data.name}/{fold}"
             self._open[key] = self._study.final_folder(data.name, fold)
-            self._start(key, f"{data.name} fold {fold}", kind="fold", parent="final", params=_config(config),
+            self._start(key, f"{data.name} fold {fold}", kind="fold", parent=self._final, params=_config(config),
                         tags={"proseg.fold": str(fold)}, data=[(data, fold)])  # fmt: skip
 
     def fold_ended(self, data: DataRef, fold: int, config: TrainConfig, summary: dict[str, float]) -> None:
         scores = {f"test/{name}": value for name, value in summary.items()}
-        self._training_ended(f"final/{data.name}/{fold}", config, scores, [CONFIG, BEST, RESULT, CASES])
+        self._training_ended(f"{self._final}/{data.name}/{fold}", config, scores, [CONFIG, BEST, RESULT, CASES])
 
     def _training_ended(self, key: str, config: TrainConfig, scores: dict[str, float], files: Sequence[str]) -> None:
         folder = self._open.pop(key)
@@ -159,8 +162,8 @@ class SpoolTracker:
             self._mark_best(best.name)
         self._metrics("study", summary, step=step)
         status = {"finished": "FINISHED", "interrupted": "KILLED"}.get(state, "FAILED")
-        if "final" in self._open:
-            self._metrics("final", summary, step=0)
+        if self._final in self._open:
+            self._metrics(self._final, summary, step=0)
         for key, folder in self._open.items():  # the stages themselves, and trainings that did not come to an end
             failure = folder / FAILURE
             self._epochs(key, folder)
@@ -202,7 +205,7 @@ class SpoolTracker:
             self._append("status", key=key, status="RUNNING", tags={"proseg.state": "running"})
             return
         common = {
-            "proseg.uid": f"{self._study.name}/{key}", "proseg.kind": kind, "proseg.study": self._study.name,
+            "proseg.uid": f"{self._study.key}/{key}", "proseg.kind": kind, "proseg.study": self._study.key,
             "proseg.space": self._study.space.name, "proseg.space_digest": self._study.space_digest,
             "proseg.seed": str(self._study.seed), "proseg.git_sha": self._study.environment["git"],
             "proseg.version": self._study.environment["proseg-tune"], "mlflow.user": _user(),
@@ -267,8 +270,7 @@ def _study_params(study: Study) -> dict[str, Any]:
 
 def _labels(study: Study) -> str:
     """The label of every data set whose numbers a run holds."""
-    sets = [study.data, *(final.data for final in study.finals if final.data is not None)]
-    return "; ".join(dict.fromkeys(f"{data.name}: {data.label}" for data in sets))
+    return "; ".join(dict.fromkeys(f"{data.name}: {data.label}" for data in study.sets))
 
 
 def _user() -> str:
@@ -283,7 +285,7 @@ def _config(config: TrainConfig) -> dict[str, Any]:
 
 
 def _dataset(data: DataRef, fold: int) -> dict[str, str]:
-    return {"name": data.name, "digest": data.fingerprint[:12], "source": data.folder.as_uri(), "fold": str(fold)}
+    return {"name": data.name, "digest": data.fingerprint[:12], "fold": str(fold)}
 
 
 def _point(values: dict[str, float], *, step: int, time: int) -> tuple[int, int, dict[str, float]]:

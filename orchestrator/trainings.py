@@ -4,7 +4,6 @@ Each is driven by a light process of its own, which Ray starts again if it is lo
 disk is not run again, so a stage that was interrupted goes on where it was.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from orchestrator.study import Study, StudyFailed, read_study
 from orchestrator.trial import failure_of, failure_recorded
 from proseg.config import TrainConfig
 from proseg.data.folds import Fold
-from proseg.records import drop_resumable, read_epochs
+from proseg.records import drop_resumable, read_epochs, read_json
 
 RESULT = "result.json"
+EVALUATED_ANEW = "delete it, and `proseg-tune resume` evaluates that training anew"
 POLL_SECONDS = 1.0
 LOST_PROCESSES = 3
 
@@ -44,7 +44,7 @@ class Training:
 
     @property
     def result(self) -> dict[str, Any]:
-        return json.loads((self.folder / RESULT).read_text())
+        return read_json(self.folder / RESULT, EVALUATED_ANEW)
 
 
 def run_trainings(

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.control import Stopped
 from orchestrator.study import Study, read_study
 from proseg.errors import ProSegError
-from proseg.records import read_epochs, write_atomically
+from proseg.records import read_epochs, read_json, write_atomically
 
 FAILURE = "failure.json"
 
@@ -95,4 +95,5 @@ def failure_recorded(folder: Path) -> Iterator[None]:
 def failure_of(folder: Path) -> str:
     """Why the training of this folder failed."""
     path = folder / FAILURE
-    return json.loads(path.read_text())["reason"] if path.exists() else "its process ended without a word"
+    known = read_json(path, "delete it") if path.exists() else {}
+    return known.get("reason") or "its process ended without a word"

@@ -20,8 +20,7 @@ import numpy as np
 from orchestrator.rescore import FOUND, SCORES
 from orchestrator.scored import digests, read_columns
 from orchestrator.stored import Stored, Tolerance, changed_files, contradictions, digest_of, read_stored
-from orchestrator.study import MANIFEST as STUDY
-from orchestrator.study import StudyError, read_study, studies_folder
+from orchestrator.study import StudyError, readable_studies
 from proseg.data.catalog import is_rendered_here, open_data, stores
 from proseg.data.store import Store
 from proseg.records import CASES, CONFIG
@@ -160,15 +159,8 @@ def find_data(record: Stored, home: Path, given: str | None) -> Path:
 
 def _of_studies(home: Path, fingerprint: str) -> list[Path]:
     """Where the studies of a workspace found the data of this fingerprint."""
-    folders = []
-    for path in sorted(studies_folder(home).glob(f"*/{STUDY}")):
-        try:
-            study = read_study(path.parent)
-        except StudyError:
-            continue  # of another version: it stands in nobody's way
-        known = [study.data, *(final.data for final in study.finals if final.data is not None)]
-        folders += [ref.folder for ref in known if ref.fingerprint == fingerprint]
-    return list(dict.fromkeys(folders))
+    refs = (ref for study in readable_studies(home) for ref in study.sets)
+    return list(dict.fromkeys(ref.folder for ref in refs if ref.fingerprint == fingerprint))
 
 
 def _check_fingerprint(what: str, fingerprint: str, record: Stored) -> None:
@@ -202,7 +194,8 @@ def in_fresh_process(model: Path, store: Path, record: Stored, out: Path) -> Non
     paths = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
         [sys.executable, "-P", "-m", "orchestrator.rescore", *words], env=os.environ | {"PYTHONPATH": paths},
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        encoding="utf-8", errors="replace", check=False,
     )  # fmt: skip
     if done.returncode and not (out / FOUND).exists():
         raise StudyError(f"the process that evaluated {model} {_ending(done.returncode, done.stderr)}")
@@ -221,7 +214,7 @@ def _computed(model: Path, store: Path, record: Stored, rescore: Rescore) -> Fou
     with tempfile.TemporaryDirectory(prefix="proseg-verify-") as name:
         out = Path(name)
         rescore(model, store, record, out)
-        found = json.loads((out / FOUND).read_text())
+        found = json.loads((out / FOUND).read_text(encoding="utf-8"))
         if "error" in found:
             raise StudyError(found["error"])
         values = read_columns(out / SCORES)
@@ -243,7 +236,7 @@ def _configuration(folder: Path, found: Found) -> list[str]:
     """Where the configuration beside the weights is not the one in them."""
     path = folder / CONFIG
     try:
-        told = json.loads(path.read_text())
+        told = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise StudyError(f"{path} is damaged ({error}); export the model again") from None
     return [] if told == found.config else [f"{CONFIG} is not the configuration that the weights carry"]

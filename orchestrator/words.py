@@ -1,5 +1,8 @@
-"""Moments, durations, counts and lists as a person reads them."""
+"""Moments, durations, counts and lists as a person reads them; names as files and addresses take them."""
 
+import hashlib
+import re
+import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -23,3 +26,11 @@ def listed(names: Sequence[str]) -> str:
     """a, b and c."""
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def slug(name: str) -> str:
+    """A name as a part of a file's or of an address: letters of any script, digits, `.`, `_`, `-`. Where others had to
+    give way a few digits follow, so that different names stay different."""
+    name = unicodedata.normalize("NFC", name)
+    plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}".lstrip("-")

@@ -18,4 +18,4 @@ def workspace() -> Path:
             f"PROSEG_HOME={given}: an object store cannot be the workspace yet; mount it on every node (gcsfuse, "
             "mountpoint-s3, ...) and name the folder, or use a shared file system"
         )
-    return Path(given).resolve()
+    return Path(given).expanduser().resolve()

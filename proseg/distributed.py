@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.constants import default_pg_timeout
 
 T = TypeVar("T")
 
@@ -64,15 +65,19 @@ def join_group(number: int, ranks: int, *, meeting: str, backend: str) -> None:
     """Make this process rank `number` of a group of `ranks`.
 
     Args:
-        meeting: where the ranks find each other, as torch names it: file:///path (one machine, or a shared file system
-            that locks) or tcp://address:port of rank 0.
+        meeting: where the ranks find each other: file:// and a path, as it is (one machine, or a shared file system
+            that locks), or tcp://address:port of rank 0.
         backend: nccl or gloo.
     """
     if meeting.startswith("file:"):
         os.environ.setdefault(GLOO_INTERFACE, LOOPBACK)  # all ranks live on this machine
     elif os.environ.get(GLOO_INTERFACE) == LOOPBACK:
         del os.environ[GLOO_INTERFACE]  # of an earlier group of this process
-    dist.init_process_group(backend, init_method=meeting, rank=number, world_size=ranks)
+    place: dict[str, Any] = {"init_method": meeting}
+    if meeting.startswith("file:"):  # torch would cut the path at a ? or #
+        place = {"store": dist.FileStore(meeting.removeprefix("file://"), ranks)}  # type: ignore[attr-defined]
+        place["store"].set_timeout(default_pg_timeout)
+    dist.init_process_group(backend, rank=number, world_size=ranks, **place)
 
 
 def leave_group() -> None:

@@ -6,6 +6,7 @@ ProSegError
 │   └── ManyFaults   several things are wrong with it
 ├── CheckpointError  a checkpoint or an exported model cannot be read
 │   └── DamagedCheckpoint  it was written by this program and is not whole
+├── RecordError      a file that a training or a study wrote is damaged
 ├── GraphError       a model cannot be written as a graph
 └── TrainingError    training cannot go on (the loss is no longer a finite number)
 """
@@ -37,6 +38,10 @@ class DamagedCheckpoint(CheckpointError):
     """A checkpoint is not whole; an older one may be."""
 
 
+class RecordError(ProSegError):
+    """A file that a training or a study wrote is damaged."""
+
+
 class GraphError(ProSegError):
     """A model cannot be written as a graph."""
 
@@ -60,6 +65,12 @@ class ManyFaults(DataError):
 
     def __reduce__(self):
         return ManyFaults, (self.sentences,)
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first of these names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 class Faults:

@@ -216,10 +216,10 @@ def load(folder: str | Path, *, device: str = "cpu") -> ExportedModel:
         ConfigError: there is no such device here.
     """
     place = device_named(device)
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     checkpoint = load_checkpoint(folder / WEIGHTS)
     try:
-        data = json.loads((folder / DATA).read_text())
+        data = json.loads((folder / DATA).read_text(encoding="utf-8"))
         if data["window"] is not None:
             low, high = map(float, data["window"])
             data["window"] = (low, high)

@@ -70,11 +70,11 @@ def _entitle(figure: Figure, store: Store, width: int) -> None:
 
 
 def case_sheet(store: Store, rows: Sequence[int], name: str) -> Figure:
-    """Slices of one volume, large: the image, it with all masks, and the mask of each rater beside.
+    """Slices of one volume or patient, large: the image, it with all masks, and the mask of each rater beside.
 
     Args:
         rows: the slices, in file order; at most MOST_SLICES of them, those with the largest masks, are drawn.
-        name: the volume's, for the title.
+        name: the volume's or patient's, for the title.
     """
     m = store.manifest
     areas = [np.count_nonzero(store.annotations(row)) for row in rows]
@@ -86,7 +86,8 @@ def case_sheet(store: Store, rows: Sequence[int], name: str) -> Figure:
         row = rows[place]
         view, present = _view(store, row), store.rater_mask(row)
         alone = [np.where(np.arange(m.raters)[:, None, None] == rater, view.experts, 0) for rater in range(m.raters)]
-        titles = [f"z = {store.z[row]:g}", "all", *m.rater_labels]
+        volume = "" if len({store.volumes[one] for one in rows}) == 1 else f"{_end(str(store.volumes[row]))}\n"
+        titles = [f"{volume}z = {store.z[row]:g}", "all", *m.rater_labels]
         for axis, title, masks in zip(line, titles, [0 * view.experts, view.experts, *alone], strict=True):
             outlined(axis, replace(view, experts=masks), m.window)
             axis.set_axis_off()
@@ -108,7 +109,10 @@ def _view(store: Store, row: int) -> View:
 
 def _short(name: str) -> str:
     """The end of a long name: what tells one image from the next stands there."""
-    name = PurePath(name).name if is_image(name) else name.removeprefix("LIDC-IDRI-")
+    return _end(PurePath(name).name if is_image(name) else name.removeprefix("LIDC-IDRI-"))
+
+
+def _end(name: str) -> str:
     return name if len(name) <= LONGEST else f"...{name[3 - LONGEST :]}"
 
 

@@ -146,7 +146,7 @@ def predict(
             )
             for _ in track(slices, total, "Segmenting slices"):
                 pass
-            (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+            (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise DataError(f"--out {out} cannot be written: {error.strerror or error}") from None
     except torch.OutOfMemoryError:
@@ -218,7 +218,7 @@ def _check_out(out: Path, scans: Sequence[Scan], force: bool) -> None:
 def _ours(out: Path) -> set[str]:
     """What an earlier prediction wrote into its folder; nothing where there is no record of one."""
     try:
-        record = json.loads((out / RECORD).read_text())
+        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
         return {RECORD, *(one["name"] for one in record["inputs"])}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return set()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from proseg.errors import ConfigError
+from proseg.errors import ConfigError, RecordError
 
 LAST, PREVIOUS, BEST, EPOCHS, CONFIG = (
     "last.safetensors", "previous.safetensors", "best.safetensors", "epochs.jsonl", "config.json",
@@ -72,10 +72,42 @@ def best_epoch(epochs: Sequence[Mapping[str, Any]], criterion: Criterion) -> dic
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of an append-only file; what follows its last newline was not finished and is left out."""
+    """The records of an append-only file; what follows its last newline was not finished and is left out.
+
+    Raises:
+        RecordError: a line is damaged.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [parse_line(path, line, f"in line {number}") for number, line in enumerate(lines, 1)]
+
+
+def parse_line(path: Path, line: bytes, where: str) -> dict[str, Any]:
+    """A record of an append-only file; raises RecordError where it is damaged."""
+    return _object(line, f"{path} is damaged {where}: put back a copy, or delete that line")
+
+
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """The object in a file of JSON.
+
+    Args:
+        advice: what to do with a damaged one, as in "delete it, and ...".
+
+    Raises:
+        RecordError: it is damaged.
+    """
+    return _object(path.read_bytes(), f"{path} is damaged: {advice}")
+
+
+def _object(text: bytes, damaged: str) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise RecordError(damaged)
+    return record
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

@@ -172,14 +172,14 @@ def find(
         channels: their names, in the order in which the model takes them; empty where they have none.
         series: UIDs of DICOM series, for folders with several.
         at: a point, if there is one input.
-        axes: of the files that do not say what their axes are.
+        axes: of the files that do not say what their axes are, if there are any.
 
     Raises:
         DataError: naming the input that is not there, or is nothing that can be read, or a series that no input has.
     """
     scans = [scan for one in inputs for scan in _found(str(one), channels, series)]
-    if axes is not None:
-        scans = [replace(scan, pieces=tuple(_with_axes(piece, axes) for piece in scan.pieces)) for scan in scans]
+    images.check_axes((path for scan in scans for path in scan.paths), axes)
+    scans = [replace(scan, pieces=tuple(_with_axes(piece, axes) for piece in scan.pieces)) for scan in scans]
     _check_series(scans, series)
     if at is None:
         return scans
@@ -208,7 +208,7 @@ def _found(text: str, channels: Sequence[str], series: Sequence[str]) -> Iterato
     names = text.split(",") if "," in text and not os.path.exists(path) else [text]
     if not all(names):
         raise DataError(f"the input {text!r} leaves a name empty; write a file, or one for each channel")
-    paths = [*map(Path, names)]
+    paths = [Path(one).expanduser() for one in names]
     _check_order(paths, channels)
     pieces = tuple(_piece(one, series) for one in paths)
     yield Scan(_name(paths[0]), pieces)
@@ -224,10 +224,8 @@ def _piece(path: Path, series: Sequence[str]) -> Piece:
     raise DataError(f"{path}: images must be {images.KNOWN}, or DICOM")
 
 
-def _with_axes(piece: Piece, axes: str) -> ImageFile:
-    if isinstance(piece, Series):
-        raise DataError(f"--axes {axes}: {piece.path} is a DICOM series, which says what its axes are; leave it out")
-    return ImageFile(piece.path, axes)
+def _with_axes(piece: Piece, axes: str | None) -> Piece:
+    return ImageFile(piece.path, images.axes_of(piece.path, axes)) if isinstance(piece, ImageFile) else piece
 
 
 def _name(path: Path) -> str:

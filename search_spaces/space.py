@@ -4,7 +4,7 @@ This module does not know which fields exist: whoever runs the search checks tha
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -277,11 +277,13 @@ def read_space(path: Path) -> SearchSpace:
         SpaceError: one sentence with the file, the key at fault and what is allowed.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a mark before all else
     except FileNotFoundError:
         raise SpaceError(f"search space {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpaceError(f"search space {path} cannot be read: {error}") from None
+    except OSError as error:
+        raise SpaceError(f"search space {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SpaceError(f"search space {path} is not text in UTF-8; save it as that") from None
     except tomllib.TOMLDecodeError as error:
         raise SpaceError(f"{path} is not valid TOML: {error}") from None
     return parse_space(values, file=str(path), name=path.stem)
@@ -296,11 +298,30 @@ def parse_space(values: dict[str, Any], *, file: str, name: str) -> SearchSpace:
     for reserved in ("name", "file"):
         if reserved in values:
             raise SpaceError(f"{file}: unknown key {reserved!r}; a space is named after its file")
+    named = {"base": _by_path(values["base"])} if "base" in values else {}
+    named |= {"search": _by_path(values["search"], _is_dimension)} if "search" in values else {}
     try:
-        return SearchSpace.model_validate({**values, "name": name, "file": file})
+        return SearchSpace.model_validate({**values, **named, "name": name, "file": file})
     except ValidationError as error:
         faults = dict.fromkeys(_explain(fault) for fault in error.errors())
         raise SpaceError(f"{file}: {'; '.join(faults)}") from None
+
+
+def _by_path(table: object, leaf: Callable[[dict[str, Any]], bool] = lambda table: False) -> Any:
+    """Fields under their full path: to TOML `optim.lr` without quotes is a table `lr` within a table `optim`."""
+    if not isinstance(table, dict):
+        return table  # a mistake, which is told later
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        if isinstance(value, dict) and not leaf(value):
+            found |= {f"{name}.{part}": one for part, one in _by_path(value, leaf).items()}
+        else:
+            found[name] = value
+    return found
+
+
+def _is_dimension(table: dict[str, Any]) -> bool:
+    return "kind" in table or not all(isinstance(value, dict) for value in table.values())
 
 
 def _check_range(dimension):

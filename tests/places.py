@@ -89,7 +89,7 @@ class Place:
         for pid in self.processes():
             with contextlib.suppress(OSError):  # it has ended
                 inodes |= {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
-        tables = [Path(f"/proc/net/{table}").read_text().splitlines() for table in ("tcp", "tcp6")]
+        tables = [Path(f"/proc/net/{table}").read_text(encoding="utf-8").splitlines() for table in ("tcp", "tcp6")]
         lines = [line.split() for table in tables for line in table]
         listen = "0A"
         return {line[1].split(":")[0] for line in lines if line[3] == listen and f"socket:[{line[9]}]" in inodes}

@@ -55,7 +55,7 @@ def unit() -> dict[str, list[str]]:
 
 def variables(file: Path) -> dict[str, str]:
     """A file of NAME=VALUE, as systemd and compose both read it."""
-    lines = [line for line in file.read_text().splitlines() if line and not line.startswith("#")]
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     return dict(shlex.split(line)[0].split("=", 1) for line in lines)
 
 
@@ -78,7 +78,7 @@ def credentials(folder: Path, secrets: dict[str, str]) -> Path:
 
 
 def _blocks(file: Path) -> list[str]:
-    return re.findall(r"^```sh\n(.*?)^```", file.read_text(), re.MULTILINE | re.DOTALL)
+    return re.findall(r"^```sh\n(.*?)^```", file.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def running(
 def _wait(process: subprocess.Popen[Any], ready: Callable[[], bool], log: Path) -> None:
     deadline = time.monotonic() + SECONDS_TO_START
     while not ready():
-        tail = log.read_text(errors="replace")[-3000:]
+        tail = log.read_text(encoding="utf-8", errors="replace")[-3000:]
         assert process.poll() is None, f"{process.args} ended with code {process.returncode}:\n{tail}"
         assert time.monotonic() < deadline, f"{process.args} was not ready in {SECONDS_TO_START} s:\n{tail}"
         time.sleep(0.2)

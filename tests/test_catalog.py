@@ -24,6 +24,7 @@ from proseg.data.kinds import Choices
 from proseg.data.reading import silent
 from proseg.data.store import ARROW, MANIFEST, Description, Store, write
 from proseg.errors import DataError
+from proseg.figures import case_sheet
 from tests.studies import make_store, make_study
 
 
@@ -385,7 +386,7 @@ def test_a_source_is_asked_for_what_was_said(tmp_path: Path, home: Path, kind: s
 def test_own_data_are_asked_for_all_that_was_said(tmp_path: Path, home: Path):
     with pytest.raises(Asked) as caught:
         prepare_named("own", tmp_path, "mr", home, Choices(**SAID))
-    assert caught.value.args_and_options == ((tmp_path, "mr", Choices(**SAID)), {})
+    assert caught.value.args_and_options == ((tmp_path, "mr", Choices(**SAID)), {"track": silent})
 
 
 @pytest.mark.parametrize(
@@ -403,6 +404,65 @@ def test_an_option_of_another_source_is_refused(tmp_path: Path, home: Path, kind
 
 
 # Removing
+
+
+# One case of a data set
+
+
+CASES = {"ct/1.png": "P1", "ct/2.png": "P1", "mr/1.png": "P1", "mr/30.png": "P30", "us/40.png": "us/4", "us/4.png": "Q"}
+CASES |= {f"x/{number:02}.nii": f"X{number}" for number in range(8)}
+
+
+@pytest.fixture
+def cases(tmp_path: Path, description: Description) -> Store:
+    """A slice of each volume in CASES, of the patient that stands there."""
+    pixels, masks = np.zeros((1, 16, 16), np.uint8), np.zeros((4, 16, 16), bool)
+    slices = [
+        Slice(pixels, masks, np.ones(4, bool), patient, volume, 0.0, (1.0, 1.0, 1.0))
+        for volume, patient in CASES.items()
+    ]
+    return write(tmp_path / "cases", slices, description)
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "volumes"),
+    [
+        ("ct/2.png", "ct/2.png", ["ct/2.png"]),
+        ("T/2.PNG", "ct/2.png", ["ct/2.png"]),
+        ("P1", "P1", ["ct/1.png", "ct/2.png", "mr/1.png"]),
+        ("p30", "P30", ["mr/30.png"]),
+        ("us/4", "us/4", ["us/40.png"]),
+    ],
+)
+def test_a_case_is_a_volume_or_a_patient_by_its_name_or_its_end(cases: Store, case: str, name: str, volumes: list[str]):
+    found, rows = catalog.rows_of_case(cases, case)
+    assert found == name
+    assert [cases.volumes[row] for row in rows] == volumes
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("/1.png", "2 are called so; there are ct/1.png, mr/1.png"),
+        (".nii", "8 are called so; there are x/00.nii, x/01.nii, x/02.nii, x/03.nii, x/04.nii and 3 more"),
+        ("P31", "no volume, image or patient of this name; similar are P1, P30"),
+        ("#", "of this name; there are ct/1.png, ct/2.png, mr/1.png, mr/30.png, us/40.png and 9 more"),
+    ],
+)
+def test_a_case_that_is_not_clear_is_refused_and_a_list_that_is_cut_says_so(cases: Store, case: str, said: str):
+    with pytest.raises(DataError) as error:
+        catalog.rows_of_case(cases, case)
+    assert str(error.value).endswith(said)
+
+
+def test_all_images_of_a_patient_are_drawn(cases: Store, tmp_path: Path):
+    command = ["data", "show", str(cases.folder), "--case", "P1", "--out", str(tmp_path / "p1.png"), "--json"]
+    shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 0, shown.output
+    assert json.loads(shown.stdout)["slices"] == 3
+    assert (tmp_path / "p1.png").read_bytes()[:4] == b"\x89PNG"
+    titles = [axis.get_title() for axis in case_sheet(cases, [0, 2], "P1").axes]
+    assert [title for title in titles if "z" in title] == ["ct/1.png\nz = 0", "mr/1.png\nz = 0"]
 
 
 def data_of(home: Path, name: str) -> Path:

@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 from cli.app import app
 from orchestrator.control import Stopped
 from orchestrator.resources import Node
-from orchestrator.study import Study, StudyError, StudyFailed, alone, find_study, write_state, write_study
+from orchestrator.study import Study, StudyError, StudyFailed, alone, find_study, read_state, write_state, write_study
 from proseg.data import npc
 from proseg.data.store import Store
 from tests.studies import (
@@ -537,6 +537,17 @@ def test_status_of_a_study_that_runs(home: Path, store: Store):
     assert "interrupted; 1 of 4 trials (1 interrupted)" in run("status").stdout
 
 
+def test_status_of_many_trials_shows_those_that_run_and_the_best(home: Path, store: Store):
+    study = make_study(home, store)
+    for number in range(50):
+        add_trial(study, number, 1 - 0.01 * number)
+    add_trial(study, 50, 0.99, "running")
+    with running(study):
+        lines = [line for line in run("status").stdout.splitlines() if re.match(r"t\d{3} ", line)]
+        assert [line.split()[0] for line in lines] == ["t050", *(f"t{number:03d}" for number in range(49, 29, -1))]
+        assert "30 others are in --json" in run("status").stdout
+
+
 def test_a_contact_sheet_is_drawn(store: Store, home: Path, tmp_path: Path):
     result = run("data", "show", str(store.folder), "--out", str(tmp_path / "sheet.png"), "--count", "4")
     assert result.exit_code == 0, result.output
@@ -560,7 +571,7 @@ def test_without_a_place_the_report_lies_in_the_workspace(tmp_path: Path, store:
     assert told == shown[:-1]
     report = Path(place.removeprefix("-> "))
     assert home in report.parents
-    assert report.read_text() == (tmp_path / "report" / "report.md").read_text()
+    assert report.read_text(encoding="utf-8") == (tmp_path / "report" / "report.md").read_text()
 
 
 def test_a_report_replaces_its_own_files_alone_and_only_when_forced(tmp_path: Path, store: Store, home: Path):
@@ -842,6 +853,13 @@ def test_a_finished_study_stays_as_it_is_when_it_is_resumed(study: Study):
     assert tree(study.folder) == before
 
 
+@pytest.mark.parametrize("options", [["--max-time", "9h"], ["--trials", "2"], ["--budget", "9cpuh"]])
+def test_a_finished_study_that_has_tried_all_is_not_searched_further(study: Study, options: list[str]):
+    write_study(study.model_copy(update={"trials": 3}))
+    assert "s1 has tried 3 trials already: --trials 4, or more, goes on" in refused(run("resume", "s1", *options))
+    assert read_state(study) == "finished"
+
+
 def test_stop_leaves_word_for_the_process_that_runs_it(study: Study):
     with running(study):
         assert run("stop", "s1").exit_code == 0
@@ -870,7 +888,8 @@ def unfinished(study: Study, monkeypatch: pytest.MonkeyPatch) -> Study:
         (["--concurrent", "99"], "--concurrent 99"),
         (["--budget", "1gpuh"], "write 1cpuh"),
         (["--max-time", "soon"], "'soon' is not a duration"),
-        (["--trials", "9"], "--trials"),
+        (["--trials", "0"], "--trials"),
+        (["--trials", "3"], "s1 has tried 3 trials already: --trials 4, or more, goes on"),
     ],
 )
 def test_wrong_options_of_resume(unfinished: Study, monkeypatch: pytest.MonkeyPatch, options: list[str], part: str):
@@ -1055,3 +1074,54 @@ def test_a_dry_run_makes_no_workspace(home: Path, space: Callable[..., str], not
     file = space()
     nothing_written()
     assert run("launch", file, "--dry-run", "--json").exit_code == 0
+
+
+# What was moved
+
+
+@pytest.fixture
+def outside(unfinished: Study, tmp_path: Path) -> Path:
+    """Where the data of the study lie now."""
+    return unfinished.data.folder.rename(tmp_path / "outside")
+
+
+def test_data_that_are_not_where_they_were_are_asked_for_and_told_once(
+    unfinished: Study, outside: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ran = []
+    monkeypatch.setattr("orchestrator.launch.run", lambda study, *_, **__: ran.append(study))
+    assert "resume STUDY --data FOLDER" in refused(run("resume", "s1"))
+    assert run("resume", "s1", "--data", str(outside), "--concurrent", "1").exit_code == 0
+    assert run("resume", "s1").exit_code == 0
+    assert [ref.folder for study in ran for ref in study.sets] == [outside] * 4
+
+
+def test_data_of_an_export_that_are_not_where_they_were_are_asked_for(unfinished: Study, outside: Path, tmp_path: Path):
+    export = ["best", "s1", "--export", str(tmp_path / "export")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("proseg.checkpoint.load_checkpoint", lambda path: None)
+        assert "--data" in refused(run(*export))
+        assert "has another fingerprint" in refused(
+            run(*export, "--data", str(make_store(tmp_path / "more", patients=9).folder))
+        )
+        assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.parametrize("words", [["--out", "~/told"], ["--out=~/told"]])
+def test_the_home_may_be_written_as_a_shell_writes_it(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PROSEG_HOME", "~/home")
+    monkeypatch.chdir(tmp_path)
+    assert answer("report", "s1", *words, "--json")["study"] == "s1"
+    assert (tmp_path / "told" / "index.html").exists()
+    assert not (tmp_path / "~").exists()
+
+
+def test_the_data_of_a_space_may_lie_in_the_home(
+    home: Path, store: Store, space: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = space(data="~/blobs", final=[{"data": "~/blobs", "epochs": 1}])
+    assert answer("launch", path, "--dry-run", "--json")["data"]["name"] == "blobs"

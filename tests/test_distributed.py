@@ -353,12 +353,13 @@ def test_a_group_is_left_and_joined_anew_at_another_place(tmp_path: Path, monkey
     """One process runs one training after another."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     leave_group()
-    for number in (0, 1):
-        join_group(0, 1, meeting=f"file://{tmp_path / str(number)}", backend="gloo")
+    for name in ("one", "why? no#2 %20"):
+        join_group(0, 1, meeting=f"file://{tmp_path / name}", backend="gloo")
         try:
             assert (rank(), world_size()) == (0, 1)
             assert torch.distributed.is_initialized()
             assert gather_objects("here") == ["here"]
+            assert (tmp_path / name).exists()
         finally:
             leave_group()
         assert not torch.distributed.is_initialized()

@@ -1,6 +1,7 @@
 """What a study is expected to cost: from what was measured, by hand; and the measuring itself."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def test_trials_that_fit_into_the_memory_of_a_machine(planned, workers: int, tri
 
 
 def test_memory_that_is_free_is_less_than_there_is():
-    total = int(Path("/proc/meminfo").read_text().split("MemTotal:")[1].split()[0]) * 1024
+    total = int(Path("/proc/meminfo").read_text(encoding="utf-8").split("MemTotal:")[1].split()[0]) * 1024
     assert 0 < free_memory() < total
 
 
@@ -255,6 +256,11 @@ class Here:
     [
         (RuntimeError("CUDA out of memory. Tried to allocate\nmore"), ResourceError, "does not fit into a whole GPU"),
         (RuntimeError("a bug"), RuntimeError, "a bug"),
+        (
+            BrokenProcessPool("A process in the process pool was terminated abruptly"),
+            ResourceError,
+            r"was killed, most likely as memory ran out \(.* GiB are free now\): lower batch_size",
+        ),
         (DataError("out of memory, it says"), DataError, "out of memory, it says"),
     ],
 )

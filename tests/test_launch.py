@@ -6,14 +6,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from orchestrator import launch
+from orchestrator import earlier, launch
+from orchestrator.confirm import read_verdict
 from orchestrator.control import Stopped, request_stop, stop_requested
+from orchestrator.follow import stage_of
 from orchestrator.launch import Options, conclude, create, first_points, plan, resumed, told_first
 from orchestrator.resources import Node, ResourceError
-from orchestrator.results import Trial, read_trials
+from orchestrator.results import Trial, read_results, read_trials
 from orchestrator.spool import SPOOL, Spool
 from orchestrator.study import (
     Study,
@@ -23,13 +26,15 @@ from orchestrator.study import (
     base_config,
     read_state,
     read_study,
+    reason_of,
     write_state,
 )
 from orchestrator.tracking import SpoolTracker
 from proseg.data.store import Store
+from proseg.errors import DataError
 from search_spaces import find_space
 from search_spaces.space import SpaceError
-from tests.studies import add_trial, make_space, make_store, make_study, probe_of
+from tests.studies import add_trial, confirm, make_space, make_store, make_study, probe_of, score_fold
 
 ONE = [Node(cpus=8, gpus=0)]
 GPUS = [Node(cpus=8, gpus=2)]
@@ -148,7 +153,7 @@ def test_options_take_the_place_of_the_spaces_own(planned, store: Store):
     study = planned(asked, confirm={"top": 2, "repeats": 1})
     assert (study.space.sampler, study.space.confirm.top, study.space.confirm.repeats) == ("qmc", 5, 1)
     assert (study.trials, study.base.epochs, study.seed, study.base.seed) == (7, 3, 4, 4)
-    assert (study.storage, study.epoch_timeout) == ("sqlite:///there.db", 30.0)
+    assert (study.storage, study.epoch_timeout) == (f"sqlite:///{Path.cwd()}/there.db", 30.0), "the same from anywhere"
     assert (study.max_time, study.budget) == (7200.0, 2.0)
 
 
@@ -341,7 +346,7 @@ def test_a_machine_that_is_too_small_is_refused_and_nothing_is_written(planned, 
 
 def test_data_that_have_changed_are_refused(begun: Study, tmp_path: Path, store: Store):
     other = begun.model_copy(update={"data": begun.data.model_copy(update={"fingerprint": "0" * 64})})
-    with pytest.raises(StudyError, match="is not what study s1 was begun on: its fingerprint has changed"):
+    with pytest.raises(DataError, match="no longer holds the data that blobs was, its fingerprint has changed"):
         resumed(other, tmp_path, Options(), ONE)
 
 
@@ -462,6 +467,27 @@ def test_a_full_disk_delays_the_report_on_the_data(
     assert read_state(begun) == "finished"
 
 
+@pytest.mark.parametrize("options", [Options(trials=9), Options(max_time=3600.0)])
+def test_the_search_of_a_finished_study_goes_on_if_it_is_given_more(tmp_path: Path, store: Store, options: Options):
+    final = [{"data": str(store.folder), "epochs": 1}]
+    study = make_study(tmp_path, store, final=final)
+    add_trial(study, 0, 0.5)
+    add_trial(study, 1, 0.4)
+    confirm(study, leader=1, chosen=0)
+    score_fold(study, 0, {"ged": 0.3})
+    fold = study.final_folder("blobs", 0)
+    planned = study.config_of(read_trials(study)[0].values).with_values({"epochs": 1})
+    (fold / "config.json").write_text(planned.model_dump_json())
+    again = resumed(study, tmp_path, options, ONE)
+    assert (read_state(study), again.trials, stage_of(again)) == ("interrupted", options.trials or 4, "search")
+    assert read_verdict(again) is None
+    assert read_results(again) == []
+    assert "another configuration wins than before" in earlier.take_up(again, read_trials(study)[1].values)
+    assert "taken up again" in earlier.take_up(again, read_trials(study)[0].values)
+    assert len(read_results(again)) == 1
+    assert earlier.take_up(again, read_trials(study)[1].values) == "", "a study that goes on within its final stage"
+
+
 def test_the_end_of_a_study_whose_process_died_is_written_down_once(tmp_path: Path, store: Store):
     study = make_study(tmp_path, store)
     add_trial(study, 0, 0.5)
@@ -476,3 +502,11 @@ def test_the_end_of_a_study_whose_process_died_is_written_down_once(tmp_path: Pa
     written = (study.folder / SPOOL).read_bytes()
     conclude(study)
     assert (study.folder / SPOOL).read_bytes() == written
+
+
+def test_a_study_that_failed_says_why(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch):
+    study = make_study(tmp_path, store)
+    monkeypatch.setattr(launch.session, "keeper", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no room")))
+    with pytest.raises(RuntimeError):
+        launch._all_stages(study, tmp_path, SpoolTracker(study), Mock(), address=None, verbose=False)
+    assert (read_state(study), reason_of(study)) == ("failed", "RuntimeError: no room")

@@ -70,7 +70,7 @@ def mask(number: int, rater: int) -> np.ndarray:
 
 
 def write_manifest(path: Path, rows: list[Row]) -> Path:
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, list(dict.fromkeys(column for row in rows for column in row)))
         table.writeheader()
         table.writerows(rows)
@@ -320,18 +320,18 @@ def test_a_mask_that_lies_elsewhere_in_space_is_refused(volumes: Path, tmp_path:
 
 def test_a_mask_that_does_not_say_where_it_lies_is_refused_on_an_image_that_does(volumes: Path, tmp_path: Path):
     np.save(tmp_path / "v2-anna.npy", np.stack([mask(2, 0)] * 3))
-    volumes.write_text(volumes.read_text().replace("v2-anna.nii.gz", "v2-anna.npy"))
+    volumes.write_text(volumes.read_text(encoding="utf-8").replace("v2-anna.nii.gz", "v2-anna.npy"), encoding="utf-8")
     assert "as it does not say where in space it lies; use files of one type" in refused_later(volumes)
 
 
 def test_slices_and_volumes_are_not_mixed(volumes: Path, tmp_path: Path):
     np.save(tmp_path / "flat.npy", picture(0))
-    volumes.write_text(volumes.read_text().replace("v2.nii.gz", "flat.npy"))
+    volumes.write_text(volumes.read_text(encoding="utf-8").replace("v2.nii.gz", "flat.npy"), encoding="utf-8")
     assert refused(volumes).endswith("flat.npy: is 2-D, while other images are volumes; prepare them as two data sets")
 
 
 def test_a_volume_has_no_slice_number_and_comes_once(volumes: Path):
-    with volumes.open(newline="") as file:
+    with volumes.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     write_manifest(volumes, [row | {"slice": "1"} for row in rows])
     assert "is a volume and has a slice number" in refused(volumes)

@@ -1,8 +1,11 @@
 """Layouts that people have: patterns, tables in several forms, spellings, masks as programs write them."""
 
 import csv
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,12 +14,17 @@ from PIL import Image
 
 from proseg.data import own
 from proseg.data.case import Slice
+from proseg.data.images import write_like
 from proseg.data.kinds import Choices
 from proseg.data.own.identities import key
+from proseg.data.own.listing import listing
 from proseg.data.own.masks import Meaning
+from proseg.data.own.wildcards import Pattern
 from proseg.data.raters import rare_raters
 from proseg.data.source import prepare
 from proseg.errors import ConfigError, DataError, ManyFaults
+from tests.dicom import write_series
+from tests.images import LPS, as_nobody
 
 CASES, HEIGHT, WIDTH = 9, 20, 24
 FAILING = Path(__file__).parents[1].parent / "shared" / "data" / "failing"
@@ -173,11 +181,158 @@ def test_patterns_that_find_nothing_or_cannot_be_are_refused(tmp_path: Path, row
     )
     assert "no file is called like --masks" in refused(tmp_path, images="i*.png", masks=("{stem}-{rater}.gif",))
     for masks, said in (("{stem}.png", "must hold {rater}"), ("{case}_{rater}.png", "{case}, which --images"),
-                        ("masks/{rater}.png", "cannot tell the images apart")):  # fmt: skip
+                        ("m0_{rater}.png", "cannot tell the images apart")):  # fmt: skip
         with pytest.raises(ConfigError, match=said):
             own.source(tmp_path, "mine", Choices(images="i*.png", masks=(masks,)))
     with pytest.raises(ConfigError, match="go together"):
         own.source(tmp_path, "mine", Choices(images="i*.png"))
+
+
+@pytest.mark.parametrize("images", ["./i{n}.png", "{}/i{n}.png", "{}/link/i{n}.png", "sub/../i{n}.png", ".//i{n}.png"])
+def test_patterns_may_be_absolute_or_begin_with_a_dot(tmp_path: Path, rows, images: str):
+    (tmp_path / "link").symlink_to(tmp_path)
+    images = images.replace("{}", str(tmp_path))
+    check_two(slices(tmp_path, images=images, masks=("m{n}_{rater}.png",)))
+    check_two(slices(tmp_path / "link", images=images, masks=(str(tmp_path / "m{n}_{rater}.png"),)))
+
+
+def test_a_pattern_that_leads_out_of_the_folder_is_refused(tmp_path: Path, rows):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/out").symlink_to(tmp_path)
+    for images in ("../i*.png", str(tmp_path / "i*.png"), "out/i*.png"):
+        with pytest.raises(ConfigError, match=r"leads out of .*/set; name a folder above it with --from"):
+            own.source(tmp_path / "set", "mine", Choices(images=images, masks=("{stem}_{rater}.png",)))
+
+
+def test_what_differs_from_a_pattern_in_the_case_of_letters_is_named(tmp_path: Path, rows):
+    two = {"images": "i{n}.png", "masks": ("m{n}_{rater}.png",)}
+    assert refused(tmp_path, **two | {"images": "i{n}.PNG"}) == (
+        f"{tmp_path}: no file is called like --images 'i{{n}}.PNG'; i0.png, i1.png, i2.png, i3.png, i4.png and 4 more "
+        "differ from it in capitals and small letters alone"
+    )
+    assert "m0_a.png, m0_b.png, " in refused(tmp_path, **two | {"masks": ("M{n}_{rater}.png",)})
+    (tmp_path / "i0.png").rename(tmp_path / "I0.png")
+    (tmp_path / "m2_b.png").rename(tmp_path / "m2_b.PNG")
+    assert [(one.what, one.why) for one in own.source(tmp_path, "mine", Choices(**two)).skipped] == [
+        ("m0_a.png", "a mask by --masks 'm{n}_{rater}.png' of which there is no image"),
+        ("m0_b.png", "a mask by --masks 'm{n}_{rater}.png' of which there is no image"),
+        ("I0.png", "called like --images 'i{n}.png' but for capitals and small letters"),
+        ("m2_b.PNG", "called like --masks 'm{n}_{rater}.png' but for capitals and small letters"),
+    ]
+
+
+def test_patterns_that_find_other_files_say_which(tmp_path: Path, rows):
+    (tmp_path / "i0.txt").write_text("words")
+    told = refused(tmp_path, images="*.txt", masks=("{stem}_{rater}.png",))
+    assert "; i0.txt is, but its type is unknown; images" in told
+    told = refused(tmp_path, images="i{n}.png", masks=("m{n}_{rater}.png", "n{n}_{rater}.png"))
+    assert "no file is called like --masks 'n{n}_{rater}.png'; there are i0" in told
+    for path in tmp_path.glob("m*.png"):
+        path.rename(tmp_path / path.name.replace("m", "i").replace("_", "x_"))
+    assert refused(tmp_path, images="i?.png", masks=("{stem}_{rater}.png",)) == (
+        f"{tmp_path}: no image has a mask: i0x_a.png, i0x_b.png, i1x_a.png, i1x_b.png, i2x_a.png and 13 more are "
+        "called like --masks '{stem}_{rater}.png', and the images are i0.png, i1.png, i2.png, i3.png, i4.png and 4 more"
+    )
+
+
+def test_folders_that_are_not_looked_into_are_told():
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        for folder, mode in ((place, 0o755), (place / "here", 0o755), (place / "here/closed", 0)):
+            folder.mkdir(exist_ok=True)
+            folder.chmod(mode)
+        (place / "link").symlink_to("here")
+        with as_nobody():
+            assert [(one.what, one.why) for one in listing(place).skipped] == [
+                ("link", "a link to a folder, which is not followed"),
+                ("here/closed", "a folder that cannot be read: Permission denied"),
+            ]
+            with pytest.raises(DataError, match="closed: cannot be read: Permission denied"):
+                listing(place / "here/closed")
+
+
+@pytest.mark.parametrize("pattern", ["*", "*.hdr", "*.img", "*.hdr*", "*.img*", "*.gz"])
+def test_of_a_pair_of_files_one_image_comes_out(tmp_path: Path, pattern: str):
+    packed = ".gz" if "gz" in pattern or pattern[-1] == "*" else ""
+    for number in range(CASES):
+        each = {"images": image(number)[..., 0], "masks/a": drawn(number, 0), "masks/b": drawn(number, 1)}
+        for folder, pixels in each.items():
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            pair = nibabel.Nifti1Pair(pixels.T.astype(np.uint8), LPS)
+            nibabel.save(pair, tmp_path / folder / f"p{number}.hdr{packed}")
+    check_two(slices(tmp_path, images=f"images/{pattern}", masks=("masks/{rater}/{stem}.*",)))
+    check_two(slices(tmp_path))
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Path:
+    """Nine DICOM series of two slices, the even ones in files with a suffix, and masks in NIfTI."""
+    (tmp_path / "masks").mkdir()
+    for number in range(CASES):
+        folder = write_series(tmp_path / f"scans/P{number}/ct", np.stack([image(number)[..., 0]] * 2).astype(np.int16))
+        for path in folder.iterdir() if number % 2 == 0 else ():
+            path.rename(path.with_name(f"{path.name}.dcm"))
+        for rater, name in enumerate("ab"):
+            masks = np.stack([drawn(number, rater)] * 2).astype(np.uint8)
+            write_like(tmp_path / f"masks/P{number}_{name}", masks[None], folder)
+    return tmp_path
+
+
+@pytest.mark.parametrize("images", ["scans/{patient}/ct", "scans/{patient}/*", "scans/{patient}/**/*"])
+def test_a_folder_of_dicom_files_is_one_image(series: Path, images: str):
+    found = slices(series, images=images, masks=("masks/{patient}_{rater}.nii.gz",))
+    check_two(found[::2])
+    assert [(one.patient, one.volume) for one in found[:3:2]] == [("P0", "scans/P0/ct"), ("P1", "scans/P1/ct")]
+    np.testing.assert_array_equal(found[3].image[0], found[2].image[0])
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "said"),
+    [
+        ("scans/{patient}/ct/*.dcm", "masks/{patient}_{rater}.nii.gz", "of each instead, as in {--images}"),
+        ("scans/P0/ct/*.dcm", "masks/P0_{rater}.nii.gz", "put each series into a folder of its own, and name that"),
+        ("scans/{patient}/ct/IM000?", "masks/{patient}_{rater}.nii.gz", "of each instead, as in {--images}"),
+        ("masks/{patient}_a.nii.gz", "{rater}/{patient}/ct/*.dcm", "of each instead, as in {--masks}"),
+    ],
+)
+def test_the_files_of_a_dicom_series_are_no_images(series: Path, images: str, masks: str, said: str):
+    with pytest.raises(ConfigError, match="names the files of DICOM series one by one") as error:
+        own.source(series, "mine", Choices(images=images, masks=(masks,)))
+    for option, folder in (("--images", "scans/{patient}/ct"), ("--masks", "{rater}/{patient}/ct")):
+        said = said.replace(f"{{{option}}}", f"{option} {folder!r}")
+    assert str(error.value).endswith(said)
+
+
+def test_the_time_for_patterns_grows_with_the_number_of_files_alone():
+    """What a file is compared with branches where known names differ; to try one name after the other took long."""
+    known = [f"{number:06}" for number in range(0, 60_000, 3)]
+    pattern = Pattern("--masks", "", "{stem}_{rater}.png").regex_of({"stem": known})
+    assert len(pattern.pattern) < 5 * len(known)
+    assert [bool(pattern.fullmatch(f"{number:06}_a.png")) for number in range(6)] == [True, False, False] * 2
+
+
+def test_the_longest_of_known_texts_that_fits_is_taken():
+    known = {"a": ["x", "x_y", "x_y_z", "(+", "(", ""], "b": ["1", "12"]}
+    pattern = Pattern("--masks", "", "{a}_{rater}{b}.png").regex_of(known)
+    for name, found in (("x_y_r1.png", ("x_y", "r", "1")), ("x_q12.png", ("x", "q", "12")), ("_r1.png", ("", "r", "1")),
+                        ("(+_r1.png", ("(+", "r", "1")), ("x_y_z_1.png", ("x_y", "z_", "1"))):  # fmt: skip
+        assert (match := pattern.fullmatch(name))
+        assert match.group("a", "rater", "b") == found
+    assert not pattern.fullmatch("q_r1.png")
+
+
+def test_progress_is_shown_where_there_are_many_images(tmp_path: Path, rows, monkeypatch: pytest.MonkeyPatch):
+    told = []
+
+    def track(items: Iterable, total: int, what: str) -> Iterable:
+        told.append((total, what))
+        return items
+
+    path = table(tmp_path / "m.csv", rows)
+    own.source(path, "mine", Choices(), track)
+    monkeypatch.setattr(own, "MANY", CASES - 1)
+    own.source(path, "mine", Choices(), track)
+    assert told == [(CASES, "Looking at the images"), (CASES, "Looking at their masks")]
 
 
 def test_what_patterns_matched_is_written_as_a_manifest_that_is_read_back(tmp_path: Path, rows):
@@ -194,6 +349,37 @@ def test_what_patterns_matched_is_written_as_a_manifest_that_is_read_back(tmp_pa
     written.write_text("mine")
     assert "exists" in refused(tmp_path, **options, write_manifest=written)
     assert written.read_text() == "mine"
+
+
+@pytest.mark.parametrize("layout", ["patterns", "folder"])
+def test_a_written_manifest_gives_the_same_data_and_says_that_patients_are_not_known(tmp_path: Path, rows, layout: str):
+    if layout == "folder":
+        for number in range(CASES):
+            for old, new in ((f"i{number}", "images"), (f"m{number}_a", "masks/a"), (f"m{number}_b", "masks/b")):
+                (tmp_path / "set" / new).mkdir(parents=True, exist_ok=True)
+                (tmp_path / f"{old}.png").rename(tmp_path / "set" / new / f"{number}.png")
+    folder = tmp_path / ("set" if layout == "folder" else "")
+    options = {} if layout == "folder" else {"images": "i{case}.png", "masks": ("m{case}_{rater}.png",)}
+    written, again = tmp_path / "found.csv", tmp_path / "again.csv"
+    first = prepare(own.source(folder, "mine", Choices(write_manifest=written, **options)), tmp_path / "one").manifest
+    other = prepare(own.source(written, "mine", Choices(root=folder, write_manifest=again)), tmp_path / "two").manifest
+    assert first.label == "images of one's own; each image taken for a patient of its own"
+    assert (other.label, other.fingerprint, other.folds) == (first.label, first.fingerprint, first.folds)
+    assert again.read_bytes() == written.read_bytes()
+
+
+def test_assumed_patients_that_are_known_are_refused(tmp_path: Path, rows):
+    for row in rows:
+        row["assumed_patient"] = row["patient"]
+    assert "columns 'patient' and 'assumed_patient'; keep the one" in refused(table(tmp_path / "m.csv", rows))
+    for row in rows:
+        del row["patient"]
+    assert own.source(table(tmp_path / "m.csv", rows), "mine", Choices()).description.label.endswith("of its own")
+    rows[4]["assumed_patient"] = "P2"
+    assert refused(table(tmp_path / "m.csv", rows)) == (
+        f"{tmp_path}/m.csv, row 6: assumed_patient 'P2' stands there a second time, after {tmp_path}/m.csv, row 3; "
+        "call the column 'patient' if it says whose the images are"
+    )
 
 
 # Tables
@@ -238,6 +424,35 @@ def test_files_below_another_root(tmp_path: Path, rows):
     assert "there is no such folder" in refused(path, root=tmp_path / "nowhere")
     rows[0]["image"] = "../i0.png"
     assert "leads out of" in refused(table(path, rows), root=tmp_path)
+
+
+def test_absolute_paths_are_those_of_a_folder_that_is_called_through_a_link(tmp_path: Path, rows):
+    link = tmp_path / "link"
+    real, other = tmp_path / "real", tmp_path / "other"
+    real.mkdir()
+    other.mkdir()
+    for path in tmp_path.glob("*.png"):
+        path.rename(real / path.name)
+    link.symlink_to(real)
+    for folder, root in ((real, link), (link, real), (real, real), (link, link)):
+        path = table(tmp_path / "m.csv", [row | {c: folder / str(row[c]) for c in [*row][:3]} for row in rows])
+        check_two(slices(path, root=root))
+        (tmp_path / "found.csv").unlink(missing_ok=True)
+        own.source(path, "mine", Choices(root=root, write_manifest=tmp_path / "found.csv"))
+        assert f"\n{rows[0]['image']}," in (tmp_path / "found.csv").read_text()
+    assert f"leads out of {other}" in refused(path, root=other)
+    (other / "loop").symlink_to(other / "loop")
+    rows[0]["image"] = other / "loop/i0.png"
+    assert f"loop/i0.png leads out of {link}" in refused(table(path, [rows[0]]), root=link)
+
+
+def test_a_link_out_of_a_folder_proposes_the_option_that_names_it(tmp_path: Path, rows):
+    (tmp_path / "set").mkdir()
+    for path in tmp_path.glob("*.png"):
+        (tmp_path / "set" / path.name).symlink_to(path)
+    patterns = {"images": "i{n}.png", "masks": ("m{n}_{rater}.png",)}
+    assert "name the folder where it lies with --from" in refused(tmp_path / "set", **patterns)
+    assert "name the folder where it lies with --root" in refused(table(tmp_path / "set/m.csv", rows))
 
 
 def test_spacing_is_what_the_row_or_the_option_says_and_otherwise_unknown(tmp_path: Path, rows):
@@ -311,6 +526,28 @@ def test_one_name_in_two_spellings_is_refused_unless_it_is_said_to_be_two(tmp_pa
     for number, row in enumerate(rows):
         row["mask_B"] = str(save(tmp_path / f"B{number}.png", black_and_white(drawn(number, 1))).name)
     assert "rater 'B' is spelt 'b'" in refused(table(path, rows))
+
+
+@pytest.mark.parametrize("volumes", [("P1", "p01"), ("one", "one"), ("", "")])
+def test_a_spelling_is_told_once(tmp_path: Path, rows, volumes: tuple[str, str]):
+    """Whether the volume is called like the patient, has another name, or is named after the patient here."""
+    for number, row in enumerate(rows):
+        row |= {"volume": row["patient"] if volumes[0] else "", "slice": str(number)}
+    rows[1]["patient"] = "p01"
+    rows[0]["volume"], rows[1]["volume"] = volumes
+    assert refused(table(tmp_path / "m.csv", rows)).startswith(f"{tmp_path}/m.csv, row 3: patient 'p01' is spelt 'P1'")
+    assert refused(tmp_path / "m.csv").count("\n") == 0
+
+
+def test_a_spelling_in_patterns_and_of_a_volume_alone_is_told_once(tmp_path: Path, rows):
+    for name in ("i1", "m1_a", "m1_b"):
+        (tmp_path / f"{name}.png").rename(tmp_path / f"{name.replace('1', '00')}.png")
+    told = refused(tmp_path, images="i{n}.png", masks=("m{n}_{rater}.png",))
+    assert told.startswith(f"{tmp_path}/i00.png: patient 'i00' is spelt 'i0' in {tmp_path}/i0.png")
+    assert told.count("spelt") == 1
+    rows = [row | {"volume": row["patient"]} for row in rows if row["patient"] != "P2"]
+    rows[1]["volume"] = "p01"
+    assert "volume 'p01' is spelt 'P1'" in refused(table(tmp_path / "m.csv", rows))
 
 
 # Raters in every part
@@ -397,7 +634,7 @@ def smooth(top: int) -> np.ndarray:
     ("mask", "classes", "said"),
     [
         (smooth(255), 1, "values between, on edges, where 0 and 1, or 0 and 255 are expected: --threshold 128"),
-        (smooth(255), 255, "on edges, where the labels 0 to 255 are expected: --threshold 128"),
+        (smooth(255), 255, "on edges, where the labels 0 to 255 are expected: --threshold 128 in place of --classes"),
         (smooth(6), 6, "holds 0, 6 and 5 values between, on edges"),
         (np.repeat([0, 2, 5], 8)[None, None].repeat(HEIGHT, 1), 1, "the labels 0, 2, 5, where 0 and 1, or 0 and 255"
          " are expected: --classes 5, if there are so many"),
@@ -410,6 +647,18 @@ def test_values_that_are_no_labels_are_told_with_what_they_look_like(mask: np.nd
         Meaning(classes).labels("m.png", mask)
     assert str(error.value).startswith("m.png holds ")
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("mask", "meaning", "said"),
+    [
+        (np.repeat([0, 128, 255], 8)[None, None].repeat(HEIGHT, 1), Meaning(2), "--threshold 128 in place of"),
+        (np.repeat([0, 2, 5], 8)[None, None].repeat(HEIGHT, 1), Meaning(invert=True), "--classes 5 in place of --inv"),
+    ],
+)
+def test_what_is_proposed_goes_with_what_was_said(mask: np.ndarray, meaning: Meaning, said: str):
+    with pytest.raises(DataError, match=said):
+        meaning.labels("m.png", mask)
 
 
 def test_a_threshold_makes_a_mask_of_grey_levels():

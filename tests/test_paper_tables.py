@@ -394,7 +394,7 @@ def test_another_model_is_drawn_anew(copied: Study, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     ("lost", "sentence"),
-    [("data", "does not exist"), ("other data", "no longer holds the data"), ("checkpoint", "cannot be read"),
+    [("data", "are not in"), ("other data", "no longer holds the data"), ("checkpoint", "cannot be read"),
      ("damaged checkpoint", "is damaged")],
 )  # fmt: skip
 def test_what_is_gone_is_said_in_one_sentence(copied: Study, tmp_path: Path, lost: str, sentence: str):

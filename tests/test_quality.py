@@ -588,6 +588,10 @@ def test_masks_of_the_background_look_swapped(tmp_path: Path):
     assert (found.count, found.of, found.told) == (1, 3, True)
     assert found.examples[0].startswith("A1: 8 of 8 masks")
     assert "--invert" in found.note
+    labels = [replace(one, annotations=one.annotations.astype(np.uint8)) for one in slices]
+    found = suspicious(made(tmp_path / "labels", labels, classes=2))[found.what]
+    assert found.told
+    assert "--invert" not in found.note  # which does not go with --classes
 
 
 def test_an_unknown_spacing_is_said_and_nothing_is_measured_in_mm(tmp_path: Path):

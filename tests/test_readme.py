@@ -152,7 +152,7 @@ def _own_images(manifest: Path) -> None:
             mask[low:11, 4:11] = 1
             write_image(manifest.parent / f"{number}-{rater}.png", mask)
         rows.append(f"{number}.png,{number}-anna.png,{number}-bert.png,p{number}")
-    manifest.write_text("\n".join(rows) + "\n")
+    manifest.write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 def _public_layouts(folder: Path) -> None:

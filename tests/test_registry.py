@@ -131,7 +131,7 @@ print(json.dumps([m.__file__ for name, m in sys.modules.items() if name.split(".
 
 
 def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -210,7 +210,10 @@ def test_names_are_such_as_mlflow_takes(trained: Study):
         )
 
     assert of("npc") == "proseg-npc"
-    assert of("a/b: c'") == "proseg-a-b-c-"
+    assert of("a/b: c'").startswith("proseg-a-b-c-")
+    assert of("größe") == of("gro\u0308ße") == "proseg-größe", "spelt in two ways that look the same"
+    assert len({of(name) for name in ("a b", "a-b", "a/b", "測試", "画像", "/", ":")}) == 7, "different stay different"
+    assert not any(sign in of(name) for name in ("a/b", ":", "c:/d") for sign in "/:")
 
 
 # In a store
@@ -426,11 +429,11 @@ def _serving(command: list[str], cwd: Path, env: dict[str, str], port: int, path
 def _await(server: subprocess.Popen, address: str, log: Path) -> None:
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
-        assert server.poll() is None, log.read_text()
+        assert server.poll() is None, log.read_text(encoding="utf-8")
         with suppress(urllib.error.URLError, ConnectionError, TimeoutError), urllib.request.urlopen(address, timeout=2):
             return
         time.sleep(0.3)
-    raise AssertionError(f"no answer: {log.read_text()}")
+    raise AssertionError(f"no answer: {log.read_text(encoding='utf-8')}")
 
 
 @contextmanager

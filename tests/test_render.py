@@ -172,3 +172,17 @@ def test_short_work_is_told_to_its_end(capfd: pytest.CaptureFixture[str], monkey
 def test_work_in_quiet_says_nothing(capfd: pytest.CaptureFixture[str]):
     assert list(render.track(quiet=True)(range(3), 3, "Reading")) == [0, 1, 2]
     assert capfd.readouterr().err == ""
+
+
+def test_what_users_wrote_is_shown_as_they_wrote_it(capsys: pytest.CaptureFixture[str]):
+    names = ["[bold]x[/]", "[/red]", ":smile:", ":1234:", "a [link=b]c[/link]", "\\[x]"]
+    for name in names:
+        render.line(name)
+        render.marked("ok", "green", name)
+        render.grid([name], [[name]])
+        list(render._told([1], 1, name))
+        render.error(name)
+    said = capsys.readouterr()
+    for name in names:
+        assert said.out.count(name) == 4, name
+        assert said.err.count(name) == 3, name

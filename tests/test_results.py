@@ -1,5 +1,6 @@
 """Trials as the log tells them, and who of them is best."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,9 +14,11 @@ from orchestrator.results import (
     front,
     median_objective,
     ranked,
+    read_results,
     read_trials,
 )  # fmt: skip
 from orchestrator.study import Study, StudyError, write_state
+from proseg.errors import RecordError
 from proseg.fit import Criterion
 from tests.studies import add_trial, running, write_epochs
 
@@ -185,3 +188,14 @@ def test_the_median_is_over_all_trials_with_a_score():
     assert median_objective([trial(0, 0.1), trial(1, 0.5, "stopped early"), trial(2, 0.4), trial(3, None)]) == 0.4
     assert median_objective([trial(0, 0.1), trial(1, 0.2)]) == pytest.approx(0.15)
     assert median_objective([trial(0, None, "failed")]) is None
+
+
+@pytest.mark.parametrize("file", ["trials.jsonl", "trials/t000/epochs.jsonl", "final/blobs/fold0/result.json"])
+@pytest.mark.parametrize("content", [b"{\n", b"\x00\x00\n", b"[]\n", b"7\n", b"\xff\n"])
+def test_a_damaged_record_is_one_sentence_that_says_what_to_do(study: Study, file: str, content: bytes):
+    add_trial(study, 0, 0.5)
+    (study.folder / file).parent.mkdir(parents=True, exist_ok=True)
+    (study.folder / file).write_bytes(content)
+    reads = read_results if "final" in file else lambda one: explanation(one, 0)
+    with pytest.raises(RecordError, match=rf"{re.escape(file)} is damaged.*(delete that line|delete it, and)"):
+        reads(study)

@@ -464,7 +464,19 @@ def test_axes_that_are_named_are_those_of_the_image_and_the_record_says_how_it_w
     record = predict(fake(channels=3), [path], tmp_path / "out", samples=1, axes="yxc")
     assert record["inputs"][0]["shape"] == [20, 24]
     write_series(tmp_path / "ct", values((3, 9, 8)))
-    refused(fake(), [tmp_path / "ct"], tmp_path / "none", "is a DICOM series, which says", axes="zyx")
+    write_image(tmp_path / "b.png", np.abs(values((9, 8))).astype(np.uint8))
+    for one in ("ct", "b.png"):
+        refused(fake(), [tmp_path / one], tmp_path / "none", "--axes zyx: all files say by themselves", axes="zyx")
+
+
+def test_axes_are_those_of_the_inputs_that_do_not_say_them(tmp_path: Path, fake: Fake):
+    write_image(tmp_path / "v.npy", values((3, 9, 8)))
+    write_image(tmp_path / "a.png", np.abs(values((9, 8))).astype(np.uint8))
+    write_series(tmp_path / "ct", values((3, 9, 8)))
+    record = predict(
+        fake(), [tmp_path / name for name in ("v.npy", "a.png", "ct")], tmp_path / "out", samples=1, axes="zyx"
+    )
+    assert [one["shape"] for one in record["inputs"]] == [[3, 9, 8], [9, 8], [3, 9, 8]]
 
 
 def test_what_was_taken_in_one_of_two_ways_is_noted(tmp_path: Path, folder: Path):

@@ -301,7 +301,7 @@ def test_npc_goes_from_its_files_to_an_exported_model(tmp_path: Path):
     prepared = place.run("data", "prepare", "npc", "--from", "files", "--name", "npc")
     assert "next: proseg-tune launch npc" in prepared.stdout, prepared.stderr
     found = find_space("npc")
-    whole = tomllib.loads(Path(found.file).read_text())
+    whole = tomllib.loads(Path(found.file).read_text(encoding="utf-8"))
     small = {"base": {"model.width": 4, "model.levels": 3}, "budget": {"trials": 2, "epochs": 1}, "confirm": {"top": 0},
              "final": [{"data": "npc", "epochs": 1}]}  # fmt: skip
     launched = place.run("launch", place.write(whole | small), "--study", "n")

@@ -17,8 +17,9 @@ from orchestrator.export import export
 from orchestrator.retrain import evaluate_fold
 from orchestrator.scored import Pair, Part, find_run, matched
 from orchestrator.significance import compare_pair, goal, holm, interval, metric_order, wilcoxon
-from orchestrator.study import Study, StudyError
+from orchestrator.study import Study
 from proseg.data.store import Store
+from proseg.errors import DataError
 from tests.studies import LABEL, make_store, make_study, score_fold, train_trial
 
 PATIENTS, SLICES, CASES_OF_A_FOLD = 32, 2, 16
@@ -488,7 +489,7 @@ def test_scores_of_an_earlier_version_whose_data_are_other_now_are_refused(home:
     score_fold(study, 0, {"ged": 0.1}, patients=False)
     shutil.rmtree(mine.folder)
     make_store(mine.folder, patients=9)
-    with pytest.raises(StudyError, match="no longer holds the data"):
+    with pytest.raises(DataError, match="no longer holds the data"):
         find_run("old", home)
 
 

@@ -90,7 +90,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 def parts_read(log: Path) -> list[int]:
-    return [int(line.split()[0]) for line in log.read_text().splitlines()]
+    return [int(line.split()[0]) for line in log.read_text(encoding="utf-8").splitlines()]
 
 
 def left(folder: Path) -> list[str]:

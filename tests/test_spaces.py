@@ -112,6 +112,30 @@ def test_a_file_that_is_no_toml_is_named_with_the_place(tmp_path: Path, content:
     assert "\n" not in str(error.value)
 
 
+def test_an_editors_mark_and_names_without_quotes_change_nothing(tmp_path: Path):
+    """To TOML `optim.lr` is a table within a table, and Windows editors begin a file with a mark."""
+    quoted = """
+        data = "x"
+        budget = { trials = 2, epochs = 2 }
+        [base]
+        "optim.grad_clip" = 5.0
+        [search]
+        "optim.lr" = { kind = "float", low = 0.1, high = 0.2 }
+        "optim.name" = { kind = "choice", values = ["adam", "adamw"] }
+    """
+    for name, text in (("quoted", quoted), ("bare", quoted.replace('"optim.', "optim.").replace('" =', " ="))):
+        (tmp_path / f"{name}.toml").write_text(text, encoding="utf-8-sig" if name == "bare" else "utf-8")
+    one, other = (read_space(tmp_path / f"{name}.toml") for name in ("quoted", "bare"))
+    assert (one.base, one.search) == (other.base, other.search)
+    assert set(one.search) == {"optim.lr", "optim.name"}
+
+
+def test_a_file_in_another_encoding_says_what_to_do(tmp_path: Path):
+    (tmp_path / "latin.toml").write_bytes("about = 'größe'".encode("latin-1"))
+    with pytest.raises(SpaceError, match=r"latin\.toml is not text in UTF-8; save it as that"):
+        read_space(tmp_path / "latin.toml")
+
+
 def test_a_folder_is_no_space(tmp_path: Path):
     (tmp_path / "folder.toml").mkdir()
     with pytest.raises(SpaceError, match=r"folder\.toml cannot be read"):
@@ -240,7 +264,7 @@ def test_a_range_of_fractions_is_refused_where_the_field_is_whole():
     assert "model.tau_size" in mistake(search={"model.tau_size": {"kind": "float", "low": 2.0, "high": 8.0}})
 
 
-@pytest.mark.parametrize("value", [[1, 2], {"a": 1}])
+@pytest.mark.parametrize("value", [[1, 2], [{"a": 1}]])
 def test_a_value_that_toml_allows_and_no_field_holds_is_one_complaint(value: Any):
     sentence = mistake(base={"optim.lr": value})
     assert "base.optim.lr" in sentence

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,13 +18,16 @@ from orchestrator.study import (
     claim_folder,
     died,
     find_study,
+    located,
     read_state,
     read_study,
+    studies_on,
     write_state,
     write_study,
 )  # fmt: skip
 from proseg.data.store import Store
-from tests.studies import make_study
+from proseg.errors import DataError
+from tests.studies import make_store, make_study
 
 # Names
 
@@ -78,7 +82,7 @@ def test_what_is_given_to_a_study_is_read_back_too(study: Study):
         "max_time": 60.0,
         "budget": 2.5,
         "epoch_timeout": 10.0,
-        "storage": "sqlite:///there.db",
+        "storage": f"sqlite:///{study.folder}/there.db",
     }
     changed = study.model_copy(update=changes)
     write_study(changed)
@@ -86,9 +90,100 @@ def test_what_is_given_to_a_study_is_read_back_too(study: Study):
     assert type(read_study(study.folder).points[0].values["model.tau_size"]) is int
 
 
-def test_a_study_that_was_moved_is_where_it_is(study: Study, tmp_path: Path):
-    study.folder.rename(tmp_path / "moved")
-    assert read_study(tmp_path / "moved").folder == tmp_path / "moved"
+# What is moved and renamed
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Study:
+    """A study on data of its own workspace, with a database there, as it is read back."""
+    home = tmp_path / "home"
+    store = make_store(home / "prepared" / "blobs")
+    study = make_study(home, store, final=[{"data": "blobs", "epochs": 2}])
+    write_study(study.model_copy(update={"storage": f"sqlite:///{home}/all.db?timeout=30"}))
+    return read_study(study.folder)
+
+
+def as_earlier_versions_kept_it(study: Study) -> None:
+    """By whole paths."""
+    kept = study.model_dump_json(indent=1, exclude={"begun_as"})
+    (study.folder / "study.json").write_text(kept)
+
+
+def test_what_lies_in_the_workspace_is_kept_by_its_place_there(whole: Study):
+    kept = json.loads((whole.folder / "study.json").read_text())
+    assert kept["data"]["folder"] == kept["finals"][0]["data"]["folder"] == "prepared/blobs"
+    assert kept["storage"] == "sqlite:///all.db?timeout=30"
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_workspace_that_was_moved_goes_on(whole: Study, tmp_path: Path, earlier: bool, copied: bool):
+    if earlier:
+        as_earlier_versions_kept_it(whole)
+    home = tmp_path / "a %20 place?" / "new"
+    shutil.copytree(whole.home, home)
+    if not copied:
+        shutil.rmtree(whole.home)
+    study = find_study(home, "s1")
+    assert [ref.folder for ref in study.sets] == [home / "prepared" / "blobs"] * 2
+    assert study.storage == f"sqlite:///{home}/all.db?timeout=30"
+    assert study.sets[1].store().manifest.slices == 16
+    write_study(study)
+    assert read_study(study.folder) == study
+    assert studies_on(home, [home / "prepared" / "blobs"]) == [study]
+    newer = home.rename(tmp_path / "newer")
+    assert find_study(newer, "s1").data.folder == newer / "prepared" / "blobs", "and once more"
+
+
+def test_a_study_that_was_moved_alone_keeps_its_data_and_its_database(whole: Study, tmp_path: Path):
+    (whole.home / "all.db").touch()
+    there = tmp_path / "other" / "studies" / "s1"
+    there.parent.mkdir(parents=True)
+    whole.folder.rename(there)
+    study = find_study(tmp_path / "other", "s1")
+    assert (study.folder, study.sets, study.storage) == (there, whole.sets, whole.storage)
+
+
+def test_a_study_that_was_renamed_has_its_new_name_and_is_known_by_its_first(whole: Study):
+    renamed = whole.folder.rename(whole.folder.with_name("night"))
+    study = find_study(whole.home, "night")
+    assert (study.name, study.key, study.folder) == ("night", "s1", renamed)
+    write_study(study)
+    renamed.rename(renamed.with_name("day"))
+    assert (find_study(whole.home, None).name, find_study(whole.home, None).key) == ("day", "s1")
+    with pytest.raises(StudyError, match=r"study day was begun as 's1'.*choose another --study"):
+        claim_folder(whole.home, "demo", "s1")
+    (whole.folder.with_name("day")).rename(whole.folder)
+    assert read_study(whole.folder) == whole
+
+
+def test_data_that_were_renamed_in_the_workspace_are_found(whole: Study):
+    there = whole.home / "prepared" / "others"
+    whole.data.folder.rename(there)
+    assert [ref.folder for ref in find_study(whole.home, "s1").sets] == [there] * 2
+
+
+def test_data_that_lie_outside_are_asked_for_and_named(whole: Study, tmp_path: Path):
+    outside = whole.data.folder.rename(tmp_path / "outside")
+    study = find_study(whole.home, "s1")
+    with pytest.raises(DataError, match=r"blobs, are not in .*/prepared/blobs any more: .*resume STUDY --data FOLDER"):
+        study.data.store()
+    assert [ref.folder for ref in located(study, [str(outside)]).sets] == [outside] * 2
+    other = make_store(tmp_path / "other", patients=9)
+    with pytest.raises(StudyError, match=r"--data .*other has another fingerprint than the data of study s1 \(blobs\)"):
+        located(study, [str(other.folder)])
+    with pytest.raises(DataError, match="there is no data set 'nowhere'"):
+        located(study, ["nowhere"])
+
+
+def test_a_database_that_an_earlier_version_kept_relative_is_not_made_a_second_time(
+    whole: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    as_earlier_versions_kept_it(whole.model_copy(update={"storage": "sqlite:///mine.db"}))
+    monkeypatch.chdir(tmp_path)
+    assert read_study(whole.folder).storage == f"sqlite:///{whole.home}/mine.db", "a new one lies in the workspace"
+    (tmp_path / "mine.db").touch()
+    assert read_study(whole.folder).storage == f"sqlite:///{tmp_path}/mine.db"
 
 
 def test_objectives_are_as_many_as_the_space_names(tmp_path: Path, store: Store, study: Study):

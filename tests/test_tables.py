@@ -119,3 +119,12 @@ def test_the_files_hold_the_same_numbers(study: Study):
     rows = pq.read_table(study.folder / "final.parquet").to_pylist()
     assert [(row["fold"], row["ged"], row["label"]) for row in rows] == [(0, 0.1, LABEL), (1, 0.3, LABEL)]
     assert (study.folder / "final.md").read_text() == final_markdown(study, FOLDS)
+
+
+def test_a_metric_that_the_first_fold_lacks_is_in_the_table_of_all(study: Study):
+    import pyarrow.parquet as pq
+
+    lacking = fold_result(0)
+    del lacking.metrics["dice_a1"]
+    write_tables(study, [lacking, fold_result(1)])
+    assert pq.read_table(study.folder / "final.parquet").column("dice_a1").to_pylist()[0] is None

@@ -112,7 +112,7 @@ def test_a_report_on_data_as_json_has_its_numbers(home: Path, store: Store):
     found = json.loads(CliRunner().invoke(app, ["data", "show", str(store.folder), "--json"]).stdout)
     assert (found["name"], found["label"], found["cases"]) == ("blobs", "random blobs, no patient", 16)
     assert 0 < found["d_aa"] < found["between_raters"] < 1
-    assert Path(found["report"]).read_text()
+    assert Path(found["report"]).read_text(encoding="utf-8")
 
 
 def test_a_stop_as_json(home: Path, store: Store):
@@ -249,3 +249,18 @@ printf '%s\\n' "${COMPREPLY[@]}"
                                    "PYTHONPATH": str(ROOT)}  # fmt: skip
     found = subprocess.run([bash, "--norc", "-c", script], capture_output=True, text=True, check=True, env=environment)
     assert (found.stdout, found.stderr) == ("alpha\n", "")
+
+
+@pytest.mark.parametrize("settings", [
+    {"PYTHONIOENCODING": "ascii"}, {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"},
+], ids=["ascii", "C"])  # fmt: skip
+def test_what_a_terminal_cannot_show_is_replaced_and_files_are_utf8(home: Path, store: Store, settings: dict[str, str]):
+    study = make_study(home, store, about="Größe ± 測試")
+    add_trial(study, 0, 0.4)
+    out = home / "report"
+    for words in (["best"], ["report", "--out", str(out)], ["status", "größe"], ["launch", "größe"]):
+        done = subprocess.run([sys.executable, "-m", "cli", *words], capture_output=True, check=False,
+                              env=os.environ | settings | {"PROSEG_HOME": str(home)}, cwd=ROOT)  # fmt: skip
+        assert done.returncode == (2 if "größe" in words else 0), done.stderr
+        assert b"Traceback" not in done.stderr
+    assert "Größe ± 測試" in (out / "report.md").read_text(encoding="utf-8")

@@ -6,6 +6,7 @@ import logging
 import math
 import resource
 import signal
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from mlflow.exceptions import MlflowException
 
 from orchestrator import pages, sender, shipper, stores, tracking
 from orchestrator.results import Trial, read_trials
-from orchestrator.shipper import Shipping
+from orchestrator.shipper import Shipping, sync
 from orchestrator.spool import SPOOL, Spool, read_progress
 from orchestrator.stores import check_store, local_uri
-from orchestrator.study import Study, StudyError
+from orchestrator.study import Study, StudyError, find_study
 from orchestrator.tracking import SpoolTracker
 from orchestrator.trainings import Training
 from proseg.data.store import Store
@@ -708,6 +709,30 @@ def test_the_report_on_the_data_is_written_down_once(home: Path, store: Store):
     assert sent == [["data/report.md", "data/samples.png"]]
     ship(study, home)
     assert files_of(home, runs_of(home, "reported")["study"], "data") == {"data/report.md", "data/samples.png"}
+
+
+@pytest.mark.parametrize("name", ["plain", "a b%20c?d#e"])
+def test_what_was_moved_and_renamed_goes_on_in_its_runs(tmp_path: Path, name: str):
+    before, now = tmp_path / "before", tmp_path / name
+    study = make_study(before, make_store(before / "prepared" / "blobs"), name="first")
+    record(study)
+    ship(study, before)
+    first = runs_of(before, "first")
+    before.rename(now)
+    (now / "studies" / "first").rename(now / "studies" / "second")
+    again = find_study(now, "second")
+    (again.folder / "new.txt").write_text("new")
+    SpoolTracker(again).artifact(again.folder / "new.txt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{now}/mlflow/mlflow.db")
+        patch.setattr("mlflow.tracking._tracking_service.utils._artifact_repos_cache", OrderedDict())  # a new process's
+        sync(again, now, again=True)
+    runs = runs_of(now, "first")
+    assert {key: run.info.run_id for key, run in runs.items()} == {key: run.info.run_id for key, run in first.items()}
+    assert {"new.txt", "study.json"} <= files_of(now, runs["study"])
+    assert (now / "mlflow" / "artifacts" / "test" / runs["study"].info.run_id / "artifacts" / "new.txt").exists()
+    assert runs["study"].inputs.dataset_inputs[0].dataset.source == (now / "prepared" / "blobs").as_uri()
+    assert sorted(tmp_path.iterdir()) == [now]
 
 
 def test_another_store_is_sent_everything(home: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -569,7 +569,7 @@ def test_without_patience_only_the_last_epoch_is_finished(
 
 def test_a_line_that_was_not_finished_is_ignored(interrupted: Path):
     before = read_epochs(interrupted)
-    with open(interrupted / EPOCHS, "a") as file:
+    with open(interrupted / EPOCHS, "a", encoding="utf-8") as file:
         file.write('{"epoch": 2, "ti')
     assert read_epochs(interrupted) == before
 
@@ -577,7 +577,7 @@ def test_a_line_that_was_not_finished_is_ignored(interrupted: Path):
 def test_fit_goes_on_after_a_line_that_was_not_finished(
     interrupted: Path, tiny_config: TrainConfig, tiny_store: Store, fold: Fold
 ):
-    with open(interrupted / EPOCHS, "a") as file:
+    with open(interrupted / EPOCHS, "a", encoding="utf-8") as file:
         file.write('{"epoch": 2, "ti')
     list(fit(tiny_config, tiny_store.folder, fold, interrupted, GED))
     assert [record["epoch"] for record in read_epochs(interrupted)] == [1, 2, 3]

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from orchestrator.search import BEFORE_ITS_FIRST_EPOCH, _Search, run_search
 from orchestrator.study import Study, StudyFailed
 from proseg.data.store import Store
 from proseg.records import BEST, LAST, PREVIOUS, append_line, read_epochs
-from tests.studies import add_trial, make_study
+from tests.studies import add_trial, make_study, running
 
 EPOCHS = 4
 TWO = {"second_objective": {"metric": "dice_mean"}}
@@ -80,16 +81,18 @@ def database() -> None:
 
 
 @pytest.fixture
-def planned(tmp_path: Path, store: Store) -> Callable[..., Study]:
-    """Makes a study; `max_time` and `budget` are its own, the other changes are those of its space."""
+def planned(tmp_path: Path, store: Store) -> Iterator[Callable[..., Study]]:
+    """Makes a study that this process runs; `max_time` and `budget` are its own, other changes are its space's."""
 
     def make(name: str = "s1", *, max_time: float | None = None, budget: float | None = None, **changes: Any) -> Study:
         trials = changes.pop("trials", 4)
         space = {"budget": {"trials": trials, "epochs": EPOCHS}, "scheduler": {"grace_epochs": 1}, **changes}
         study = make_study(tmp_path, store, name=name, **space)
+        runs.enter_context(running(study))
         return study.model_copy(update={"max_time": max_time, "budget": budget})
 
-    return make
+    with ExitStack() as runs:
+        yield make
 
 
 def begun(study: Study) -> tuple[_Search, Heard]:

@@ -79,9 +79,9 @@ def model(exported: Path, tmp_path: Path) -> Path:
 
 
 def edit(path: Path, change: Callable[[Any], Any]) -> None:
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     change(content)
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 # Nothing was changed
@@ -468,7 +468,7 @@ def test_what_differs_is_exit_code_1_and_what_cannot_be_is_2(model: Path, run):
         (["s1", "--verify", "x"], "leave out a study"),
         (["--verify", "x", "--prefer", "cheap"], "leave out --prefer"),
         (["--verify", "x", "--export", "y", "--force"], "leave out --export and --force"),
-        (["--data", "x"], "--data goes with --verify only"),
+        (["--data", "x"], "--data goes with --verify, --export or --champion"),
     ],
 )
 def test_options_that_do_not_go_together(run, words: list[str], told: str):

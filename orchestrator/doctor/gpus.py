@@ -100,7 +100,9 @@ def ask_torch() -> Torch:
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+    return subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=SECONDS
+    )
 
 
 def _last_line(text: str) -> str:

@@ -62,7 +62,7 @@ def group_limit(root: Path, names: tuple[str, ...], own: str = "") -> int | None
         for folder in (root / own.lstrip("/"), root):
             path = folder / name
             if path.is_file():
-                word = path.read_text().split()[0]
+                word = path.read_text(encoding="utf-8").split()[0]
                 return int(word) if word.lstrip("-").isdigit() and 0 < int(word) < 2**60 else None
     return None
 
@@ -76,7 +76,7 @@ def cores_allowed(root: Path, own: str = "") -> float | None:
 def own_group() -> str:
     """The path of this process's control group (version 2), or nothing."""
     path = Path("/proc/self/cgroup")
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "")
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shlex
 import socket
 import sqlite3
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from orchestrator.addresses import for_libraries, sqlite_address, sqlite_file
 from orchestrator.doctor.findings import Finding, ok, problem, unchecked, warning
 from orchestrator.stores import first_line, quieten, without_password
 
@@ -106,8 +108,8 @@ def tracking(uri: str | None, home: Path) -> list[Finding]:
     if parts.scheme in ("http", "https"):
         shown, answer = without_password(uri), ask(uri)
         return [server(shown, answer), *clock(shown, answer, time.time())]
-    if parts.scheme == "sqlite":
-        return [store(Path(parts.path.removeprefix("/") or "/"), schema_known())]
+    if file := sqlite_file(uri):
+        return [store(file, schema_known())]
     if "sql" in parts.scheme:
         return [database(uri, reach)]
     return [other(uri, parts.scheme)]
@@ -181,7 +183,8 @@ def store(path: Path, known: "Schema | None") -> Finding:
     if known is None or revision == known.head:
         return ok("MLflow", f"its store {path} can be read" + (", its schema is current" if known else ""))
     if revision in known.all:
-        return problem("MLflow", f"{path} was written by an earlier MLflow", f"mlflow db upgrade sqlite:///{path}")
+        address = shlex.quote(for_libraries(sqlite_address(path)))
+        return problem("MLflow", f"{path} was written by an earlier MLflow", f"mlflow db upgrade {address}")
     return problem("MLflow", f"{path} was written by a newer MLflow than is installed",
                    f"{sys.executable} -m pip install --upgrade mlflow")  # fmt: skip
 
@@ -266,7 +269,7 @@ def no_cluster(address: str, folder: Path, reachable: Reach = reach_ray) -> str:
         file = folder / "ray_current_cluster"
         if address == "local" or not file.exists():
             return "no cluster runs on this machine"
-        address = file.read_text().strip()
+        address = file.read_text(encoding="utf-8").strip()
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         return "this is no host:port"
@@ -345,7 +348,8 @@ def start_ray() -> Finding:
     """Start a Ray as a study would, give it one task, and end it: a quarter of a minute."""
     began = time.monotonic()
     command = subprocess.Popen([sys.executable, "-c", START_RAY], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True, cwd=Path(__file__).resolve().parents[2], start_new_session=True)  # fmt: skip
+                               encoding="utf-8", errors="replace", cwd=Path(__file__).resolve().parents[2],
+                               start_new_session=True)  # fmt: skip
     try:
         said, _ = command.communicate(timeout=RAY_SECONDS)
     except subprocess.TimeoutExpired:

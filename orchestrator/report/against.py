@@ -4,9 +4,10 @@ from pathlib import Path
 
 from orchestrator import significance
 from orchestrator.report.facts import Facts
-from orchestrator.report.parts import Section, Table, slug
+from orchestrator.report.parts import Section, Table
 from orchestrator.scored import find_run, matched
 from orchestrator.significance import Comparison
+from orchestrator.words import slug
 
 COLUMNS: tuple[str, ...] = (
     "metric",

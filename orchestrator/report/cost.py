@@ -1,6 +1,5 @@
 """What a study cost, stage by stage and trial by trial, and what its model costs to use (the paper's Table 6)."""
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -12,8 +11,8 @@ from orchestrator.report.parts import Cell, Section, Table
 from orchestrator.report.published import COST, COST_COLUMNS, LIKE
 from orchestrator.results import FoldResult, Trial, read_trials
 from orchestrator.study import Study
-from orchestrator.trainings import RESULT
-from proseg.records import BEST, CONFIG, read_epochs
+from orchestrator.trainings import EVALUATED_ANEW, RESULT
+from proseg.records import BEST, CONFIG, read_epochs, read_json
 
 MIB = 2**20
 MODEL = "model."
@@ -130,7 +129,7 @@ def _flops(study: Study) -> dict[int, float]:
     """GFLOPs of one slice's forward and backward pass, of the trials that were confirmed."""
     found: dict[int, list[float]] = {}
     for path in (study.folder / "confirm").glob(f"*/*/{RESULT}"):
-        result = json.loads(path.read_text())
+        result = read_json(path, EVALUATED_ANEW)
         found.setdefault(result["trial"], []).append(result["cost"] / 1e9)
     return {number: statistics.fmean(costs) for number, costs in found.items()}
 

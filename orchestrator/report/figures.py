@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.export import winner
-from orchestrator.report.parts import Figure, Section, Table, slug
+from orchestrator.report.parts import Figure, Section, Table
 from orchestrator.results import best_trial, read_results, read_trials
 from orchestrator.study import DataRef, Study, StudyError
+from orchestrator.words import slug
 from proseg.errors import ProSegError
 from proseg.records import BEST, whole_folder
 
@@ -128,11 +129,8 @@ def _key(subject: Subject) -> str:
 def _drawn(subject: Subject) -> "Drawn":
     """Raises ProSegError where the data or the checkpoint are gone, damaged or others than they were."""
     from orchestrator.report.drawing import draw
-    from proseg.data.store import Store
 
-    store = Store(subject.data.folder)
-    if store.manifest.fingerprint != subject.data.fingerprint:
-        raise StudyError(f"{subject.data.folder} no longer holds the data that {subject.data.name} was")
+    store = subject.data.store()
     fold = store.manifest.folds[subject.fold]
     return draw(
         subject.checkpoint, store, fold.test if subject.held_out else fold.val, slug(subject.data.name), subject.cases
@@ -150,7 +148,7 @@ def _keep(folder: Path, key: str, drawn: "Drawn") -> None:
         with whole_folder(folder) as partial:
             for figure in drawn.figures:
                 (partial / f"{figure.name}.png").write_bytes(figure.png)
-            (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+            (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise StudyError(f"the figures cannot be written into {folder}: {error.strerror or error}") from None
 
@@ -158,7 +156,7 @@ def _keep(folder: Path, key: str, drawn: "Drawn") -> None:
 def _read(subject: Subject, folder: Path, key: str) -> Experts | None:
     """What was kept under this key; None where nothing was, or not whole: it is drawn anew then."""
     try:
-        record = json.loads((folder / RECORD).read_text())
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if record["key"] != key:
             return None
         figures = tuple(_figure(listed, folder) for listed in record["figures"])

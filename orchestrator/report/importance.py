@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from orchestrator.report import charts
 from orchestrator.report.facts import Facts, data_line
-from orchestrator.report.parts import Figure, Section, Table, slug
+from orchestrator.report.parts import Figure, Section, Table
 from orchestrator.results import Trial, ranked
 from orchestrator.study import Study
-from orchestrator.words import count, listed
+from orchestrator.words import count, listed, slug
 from proseg.records import Criterion
 from search_spaces.space import Fixed, SearchSpace
 

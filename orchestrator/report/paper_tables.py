@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator import tables
 from orchestrator.export import winner
 from orchestrator.report import cost, figures
-from orchestrator.report.parts import Cell, Section, Table, slug
+from orchestrator.report.parts import Cell, Section, Table
 from orchestrator.report.published import (
     ABLATION,
     ALONE,
@@ -23,7 +23,7 @@ from orchestrator.report.published import (
 )
 from orchestrator.results import FoldResult, Trial, ranked, read_results, read_trials, summary
 from orchestrator.study import DataRef, Study, StudyError
-from orchestrator.words import count
+from orchestrator.words import count, slug
 from proseg.config import TrainConfig
 from proseg.records import best_epoch, read_epochs
 

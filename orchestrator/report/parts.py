@@ -1,17 +1,19 @@
 """What a report consists of, whatever it is written as: sections of text, tables and figures."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 Cell = str | float | int | None
 PRECISION = ".4g"
 """Of numbers with a point, in columns that do not say otherwise."""
 
 
-def slug(name: str) -> str:
-    """A name as a part of a file's: letters, digits, hyphens."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", name)
+def cell(value: object) -> Cell:
+    """Numbers stay numbers. Truth values are words: they are no numbers to a reader."""
+    if value is None or (isinstance(value, str | float | int) and not isinstance(value, bool)):
+        return value
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True)
@@ -19,14 +21,18 @@ class Table:
     """Rows under named columns. Numbers stay numbers: who writes the page rounds them, who exports them does not."""
 
     name: str
-    """Of its file: letters, digits, hyphens."""
+    """Of its file, as `orchestrator.words.slug` gives it."""
     caption: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[Any, ...], ...]
+    """Cells, or what `cell` makes one of."""
     notes: tuple[str, ...] = ()
     """Sentences below it."""
     formats: Mapping[str, str] = field(default_factory=dict)
     """How a column's numbers are written, as in {"ged (val)": ".4f"}."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", tuple(tuple(map(cell, row)) for row in self.rows))
 
     def words(self, row: tuple[Cell, ...]) -> tuple[str, ...]:
         """A row as it is read."""
@@ -42,7 +48,7 @@ class Figure:
     """A picture, and the same in words."""
 
     name: str
-    """Of its file: letters, digits, hyphens."""
+    """Of its file, as `orchestrator.words.slug` gives it."""
     caption: str
     alternative: str
     """What the picture shows, in words, for who does not see it."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from orchestrator.environment import environment
 from orchestrator.report.facts import Facts, data_line
-from orchestrator.report.parts import Cell, Listing, Section, Table
+from orchestrator.report.parts import Listing, Section, Table, cell
 from orchestrator.study import DataRef
 from orchestrator.words import count, listed, moment, span
 from search_spaces.space import Choice, Dimension, Fixed, Float, Int, Value
@@ -93,7 +93,7 @@ def _dimensions(facts: Facts) -> Table:
     chosen = facts.winner.values if facts.winner else {}
     columns = ("dimension", "values", "only where", "recipe", "chosen")
     rows = tuple(
-        (name, _range(dimension), _when(dimension), _word(base.get(name)), _word(chosen.get(name)))
+        (name, _range(dimension), _when(dimension), base.get(name), chosen.get(name))
         for name, dimension in space.search.items()
     )  # fmt: skip
     notes = ("Recipe: the value of whatever is not searched. Chosen: that of the chosen trial, if there is one.",)
@@ -117,15 +117,8 @@ def _when(dimension: Dimension) -> str:
     )
 
 
-def _word(value: object) -> Cell:
-    """Truth values and what is not set are words; numbers stay numbers."""
-    if value is None:
-        return None
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else _text(value)
-
-
 def _text(value: Value | object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(cell(value))
 
 
 # --- with what, and again ---------------------------------------------------------------------------------------------

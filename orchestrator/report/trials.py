@@ -78,7 +78,7 @@ def every_trial(facts: Facts) -> Section:
     columns = ("trial", "state", *heads, "epochs", "seconds", facts.study.resources.unit, *names)
     rows = tuple(
         (trial.name, trial.state, *_scores(facts, trial), trial.epoch, trial.seconds, trial.cost,
-         *(_cell(trial.values.get(name)) for name in names))
+         *(trial.values.get(name) for name in names))
         for trial in facts.trials
     )  # fmt: skip
     conditional = any(dimension.when for dimension in facts.study.space.search.values())
@@ -86,15 +86,6 @@ def every_trial(facts: Facts) -> Section:
     caption = f"All {len(rows)} trials by number ({data_line(facts.study)})"
     formats = dict.fromkeys(heads, SCORE) | {"seconds": ".0f", facts.study.resources.unit: SCORE}
     return Section(title, parts=(Table("trials", caption, columns, rows, notes, formats),))
-
-
-def _cell(value: object) -> Cell:
-    """Truth values are words: they are no numbers to a reader."""
-    return value if isinstance(value, str | float | int) and not isinstance(value, bool) else _word(value)
-
-
-def _word(value: object) -> str | None:
-    return None if value is None else str(value).lower()
 
 
 # --- what ended early -------------------------------------------------------------------------------------------------

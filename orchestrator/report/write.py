@@ -43,7 +43,7 @@ def _strange(folder: Path) -> str | None:
     """A file there that no report of ours has listed; None where there is none."""
     names = sorted(path.name for path in folder.iterdir())
     try:
-        known = json.loads((folder / LIST).read_text())
+        known = json.loads((folder / LIST).read_text(encoding="utf-8"))
         ours = {LIST, *known["files"]} if known["made by"] == MARK else set[str]()
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         ours = set[str]()
@@ -67,7 +67,7 @@ def write(report: Report, folder: Path) -> dict[str, Any]:
         with whole_folder(folder) as partial:
             for name, content in contents.items():
                 (partial / name).write_bytes(content)
-            (partial / LIST).write_text(json.dumps(record, indent=1) + "\n")
+            (partial / LIST).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise StudyError(f"the report cannot be written into {folder}: {error.strerror or error}; name another folder "
                          "with --out") from None  # fmt: skip

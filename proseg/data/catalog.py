@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,7 +20,7 @@ from proseg.data.manifest import MANIFEST, Description, Manifest, read_manifest
 from proseg.data.reading import Track, silent
 from proseg.data.source import prepare, unfinished
 from proseg.data.store import Store, write
-from proseg.errors import DataError
+from proseg.errors import DataError, listed
 
 LUNG_WINDOW = (-1000.0, 400.0)
 """Hounsfield units."""
@@ -67,7 +67,7 @@ def open_data(name: str, home: Path, *, jobs: int = 1, track: Track = silent) ->
         return Store(prepared_folder(name, home))
     if name == "npc":
         return _open_npc(npc_folder(home), home, jobs, track)
-    folder = Path(name)
+    folder = Path(name).expanduser()
     if (folder / MANIFEST).exists():
         return Store(folder)
     if not folder.is_dir():
@@ -109,7 +109,7 @@ def missing(name: str, home: Path) -> str | None:
             f"{npc_folder(home)}, or prepare them from where they lie with `proseg-tune data prepare npc --from FOLDER "
             "--name npc`, or write a synthetic stand-in with `proseg-tune data standin npc`"
         )
-    folder = Path(name)
+    folder = Path(name).expanduser()
     if not folder.is_dir():
         return _unknown(name, home)
     if not (folder / MANIFEST).exists() and not any(folder.rglob("*.h5")):
@@ -211,7 +211,7 @@ def stores(home: Path) -> Iterator[tuple[Path, Manifest]]:
 
 
 def rows_of_case(store: Store, case: str) -> tuple[str, list[int]]:
-    """The name of a volume or image and its rows.
+    """The name of a volume, an image or a patient and its rows.
 
     Args:
         case: its whole name, or the end of it, in any case of letters.
@@ -219,15 +219,28 @@ def rows_of_case(store: Store, case: str) -> tuple[str, list[int]]:
     Raises:
         DataError: there is none, or there are several.
     """
-    volumes = [*dict.fromkeys(store.volumes.tolist())]
-    found = [name for name in volumes if name == case] or [
-        name for name in volumes if name.casefold().endswith(case.casefold())
-    ]
-    if len(found) != 1:
-        near = found or difflib.get_close_matches(case, volumes, 5, 0.5) or volumes[:5]
-        what = f"{len(found)} are called so" if found else "there is no volume or image of this name"
-        raise DataError(f"--case {case}: {what}; there are {', '.join(near[:5])}" + " ..." * (len(near) > 5))
-    return found[0], [row for row, name in enumerate(store.volumes) if name == found[0]]
+    volumes, patients = _rows_by_name(store.volumes), _rows_by_name(store.patients)
+    tests: tuple[Callable[[str], bool], ...] = (
+        lambda name: name == case,
+        lambda name: name.casefold().endswith(case.casefold()),
+    )
+    for fits in tests:
+        for rows in (volumes, patients):
+            found = [name for name in rows if fits(name)]
+            if len(found) > 1:
+                raise DataError(f"--case {case}: {len(found)} are called so; there are {listed(found)}")
+            if found:
+                return found[0], rows[found[0]]
+    near = difflib.get_close_matches(case, [*volumes, *patients], len(volumes) + len(patients), 0.5)
+    there = f"similar are {listed(near)}" if near else f"there are {listed([*volumes])}"
+    raise DataError(f"--case {case}: there is no volume, image or patient of this name; {there}")
+
+
+def _rows_by_name(names: Iterable[str]) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(str(name), []).append(row)
+    return rows
 
 
 def folders_of(name: str, home: Path) -> list[Path]:

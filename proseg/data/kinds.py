@@ -120,7 +120,7 @@ def _lidc_slices(path: Path, name: str, choices: Choices, track: Track) -> Sourc
 def _own(path: Path, name: str, choices: Choices, track: Track) -> Source:
     from proseg.data.own import source
 
-    return source(path, name, choices)
+    return source(path, name, choices, track=track)
 
 
 _OWN = tuple(field.name for field in fields(Choices) if field.name not in ("selection", "outline"))

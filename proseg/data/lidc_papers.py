@@ -31,7 +31,7 @@ class PaperSlice:
 @cache
 def paper_slices(path: Path = PAPER_SLICES) -> tuple[PaperSlice, ...]:
     """The list, in the file's order."""
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return tuple(_slice(line) for line in csv.DictReader(file))
 
 

@@ -38,7 +38,7 @@ from proseg.data.lidc_papers import OTHER_STUDIES, study_end
 from proseg.data.plain_pickle import array_of
 from proseg.data.source import Part, Source, identity_of
 from proseg.data.store import Description
-from proseg.errors import DataError
+from proseg.errors import DataError, listed
 
 FILE = "lidc_attributes.pkl"
 LABEL = "LIDC-IDRI, 8-bit crops of MedicalMatting"
@@ -227,7 +227,7 @@ def _patients(path: Path, studies: set[str]) -> dict[str, str]:
     if unknown:
         advice = "" if installed else "; `pip install proseg-tune[lidc]` brings a list of all studies of LIDC-IDRI"
         raise DataError(
-            f"{path}: {len(unknown)} of {len(studies)} studies are unknown ({', '.join(unknown[:3])}), so that their "
+            f"{path}: {len(unknown)} of {len(studies)} studies are unknown ({listed(unknown)}), so that their "
             f"patients are, and no folds by patient can be made{advice}"
         )
     return known

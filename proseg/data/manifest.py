@@ -121,7 +121,7 @@ class Manifest(Description):
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest; raises DataError if it is missing, may not be read, is damaged or of another version."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         written = content.get("format") if isinstance(content, dict) else None
         if isinstance(written, int) and written not in READABLE:
             raise DataError(f"{path} has format {written}, this version reads {FORMAT}; prepare the data again")

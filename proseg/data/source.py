@@ -205,7 +205,7 @@ def _begun(source: Source, partial: Path) -> Begun:
 def _taken_up(source: Source, partial: Path) -> Begun | None:
     """After the complete files of an earlier preparation; None where there is none, or not of this very source."""
     try:
-        progress = Progress.model_validate(json.loads((partial / PROGRESS).read_text()))
+        progress = Progress.model_validate(json.loads((partial / PROGRESS).read_text(encoding="utf-8")))
         m = progress.manifest
         if m.identity != source.identity or m.description != source.description:
             return None

@@ -232,7 +232,9 @@ def _swapped(facts: Facts) -> Iterator[Suspicion]:
             "image and nearly all of its border"
             for rater in np.flatnonzero(of_rater)
         ),
-        "black objects on white: prepare the data anew with --invert, or without it if it was given",
+        "black objects on white: prepare the data anew with --invert, or without it if it was given"
+        if m.classes == 1
+        else "the background was drawn as an object: it is 0, and the labels count from 1",
         told=True,
     )
 

@@ -3,7 +3,7 @@ written like it. What is wrong with a file is said in one sentence: "damaged" of
 do."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,10 @@ import numpy as np
 from proseg.data.images.picture import Header, Picture
 from proseg.errors import ConfigError, DataError
 
-__all__ = ["Header", "Picture", "files", "is_image", "look", "read", "stem", "write_like"]
+__all__ = [
+    "Header", "Picture", "axes_of", "check_axes", "files", "is_image", "look", "pixels_among", "read", "stem",
+    "write_like",
+]  # fmt: skip
 
 KNOWN = (
     "NIfTI (.nii, .nii.gz, .hdr with .img), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), PNG, JPEG, BMP, GIF, PPM "
@@ -25,6 +28,10 @@ FORMATS = {
     "raster": "png|jpe?g|bmp|gif|p[bgpn]m|tiff?", "dicom": "dcm|dicom|ima",
 }  # fmt: skip
 """Suffixes of each module's files."""
+HEADERS = re.compile(r"\.(?:hdr|hdr\.gz|mhd|nhdr)$", re.IGNORECASE)
+"""Suffixes of files whose pixels lie in another file beside them."""
+ARRAYS = (".npy", ".npz", ".tif", ".tiff")
+"""Suffixes of files whose axes a user may name."""
 SUFFIXES = re.compile(
     rf"\.(?:{'|'.join(f'(?P<{form}>{suffixes})' for form, suffixes in FORMATS.items())})$", re.IGNORECASE
 )
@@ -113,6 +120,16 @@ def files(path: Path) -> list[Path]:
         return [*dict.fromkeys(_module(form).files(path))]
 
 
+def pixels_among(folder: Path, names: Iterable[str]) -> set[str]:
+    """Of these files in a folder those that hold the pixels of a header among them: of a pair, the header is the image.
+
+    Raises:
+        DataError: a header is damaged.
+    """
+    headers = (folder / name for name in names if HEADERS.search(name))
+    return {other.relative_to(folder).as_posix() for path in headers for other in files(path) if other != path}
+
+
 def is_image(name: str) -> bool:
     """Whether a file of this name is of a type that can be read."""
     return SUFFIXES.search(name) is not None
@@ -121,6 +138,17 @@ def is_image(name: str) -> bool:
 def stem(name: str) -> str:
     """The name without what says its type: "a.b" of "a.b.nii.gz"."""
     return SUFFIXES.sub("", name)
+
+
+def axes_of(path: Path, axes: str | None) -> str | None:
+    """What is said of the axes, for files that do not say it themselves."""
+    return axes if path.suffix.lower() in ARRAYS else None
+
+
+def check_axes(paths: Iterable[Path], axes: str | None) -> None:
+    """Raises DataError where axes are named and none of these files needs that."""
+    if axes is not None and not any(axes_of(path, axes) for path in paths):
+        raise DataError(f"--axes {axes}: all files say by themselves what their axes are; leave it out")
 
 
 def _write_plain(target: Path, values: np.ndarray, classes: int) -> Path:

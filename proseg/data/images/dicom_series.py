@@ -27,7 +27,7 @@ from proseg.data.images.dicom_images import (
     walk,
 )
 from proseg.data.images.picture import Header, Picture, check_claim, header_of, scaled, scaled_dtype
-from proseg.errors import DataError
+from proseg.errors import DataError, listed
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -52,8 +52,6 @@ TURNED, RESIZED = 1e-3, 1e-3
 """So far the directions of two images may differ, and, relatively, their spacings."""
 FARTHEST = 1e5
 """mm from the origin."""
-SHOWN = 6
-"""Series of a folder that are named."""
 
 
 @dataclass(frozen=True)
@@ -323,7 +321,7 @@ def _chosen(path: Path, images: Sequence[_Image], wanted: Sequence[str]) -> list
 
 def _list(series: Mapping[str, Sequence[_Image]]) -> str:
     named = [f"{uid} ({found[0].about or 'no description'}, {len(found)} images)" for uid, found in series.items()]
-    return ", ".join(named[:SHOWN]) + (f" and {len(named) - SHOWN} more" if len(named) > SHOWN else "")
+    return listed(named)
 
 
 def _check_alike(images: Sequence[_Image]) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from proseg.data.images.picture import MOST_CHANNELS, Header, Picture, check_claim, header_of
 from proseg.data.images.volumes import opened
-from proseg.errors import DataError
+from proseg.errors import DataError, listed
 
 DAMAGE: tuple[type[Exception], ...] = (
     OSError, EOFError, ValueError, SyntaxError, tokenize.TokenError, struct.error, zlib.error, zipfile.BadZipFile,
@@ -113,7 +113,7 @@ def _stream(path: Path) -> Iterator[tuple[IO[bytes], int]]:
     with opened(path) as file, zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         if len(members) != 1:
-            names = ", ".join(member.filename for member in members[:5]) or "none"
+            names = listed([member.filename for member in members]) or "none"
             raise DataError(f"{path}: an archive must hold one array, it holds {len(members)} ({names})")
         if members[0].flag_bits & 1:
             raise DataError(f"{path}: not supported: an encrypted archive; save it without a password")

@@ -23,7 +23,8 @@ from proseg.data.kinds import Choices
 from proseg.data.own import folder, manifest, patterns
 from proseg.data.own.entries import Entry, Inventory, check, check_file
 from proseg.data.own.masks import Meaning
-from proseg.data.own.reading import ARRAYS, Reading, axes_of, mask_of, read
+from proseg.data.own.reading import Reading, mask_of, read
+from proseg.data.reading import Track, silent
 from proseg.data.source import Source, identity_of
 from proseg.data.store import Description
 from proseg.data.tables import SUFFIXES
@@ -34,16 +35,19 @@ FORMAT = 2
 SLICES_AT_ONCE = 64
 BYTES_AT_ONCE = 2**26
 """Of 2-D images that are read as one part, as they are kept."""
+MANY = 1000
+"""Images whose headers take a while to read."""
 LABEL = "images of one's own"
 EACH_ITS_OWN = "each image taken for a patient of its own"
 LICENCE = "not stated"
 
 
-def source(path: Path, name: str, choices: Choices) -> Source:
+def source(path: Path, name: str, choices: Choices, track: Track = silent) -> Source:
     """Look at a data set of one's own: every file is found and every header read, masks' too, no pixel.
 
     Args:
         path: a manifest (.csv, .parquet), a folder with images/ and masks/<rater>/, or one whose layout patterns tell.
+        track: shows the progress where there are many files.
 
     Raises:
         ConfigError: an option is not allowed.
@@ -52,7 +56,7 @@ def source(path: Path, name: str, choices: Choices) -> Source:
     _check_options(choices)
     found = _inventory(path, choices)
     notes: Counter[str] = Counter()
-    headers, unit = _headers(found, choices, notes)
+    headers, unit = _headers(found, choices, notes, track if len(found.entries) > MANY else silent)
     entries = _in_order(found.entries)
     if choices.write_manifest is not None:
         manifest.write(found, choices.write_manifest)
@@ -132,25 +136,24 @@ def _inventory(path: Path, choices: Choices) -> Inventory:
     return found
 
 
-def _headers(found: Inventory, choices: Choices, notes: Counter[str]) -> tuple[list[Header], Kind]:
+def _headers(found: Inventory, choices: Choices, notes: Counter[str], track: Track) -> tuple[list[Header], Kind]:
     """Headers of the images, and whether they are slices or volumes; the masks' headers fit them."""
-    if choices.axes is not None and not any(file.suffix.lower() in ARRAYS for file in found.files):
-        raise DataError(f"--axes {choices.axes}: all files say by themselves what their axes are; leave it out")
+    images.check_axes(found.files, choices.axes)
     headers, faults = [], Faults()
-    for entry in found.entries:
+    for entry in track(found.entries, len(found.entries), "Looking at the images"):
         with faults.caught():
-            each = [images.look(path, axes=axes_of(path, choices.axes)) for path in entry.images]
+            each = [images.look(path, axes=images.axes_of(path, choices.axes)) for path in entry.images]
             headers.append(joined_header([*map(str, entry.images)], each, f"{entry.where}: "))
             notes.update(headers[-1].notes)
     faults.check()
     unit: Kind = "volume" if any((header.depth or 1) > 1 for header in headers) else "slice"
     with faults.caught():
         _check_alike(found, headers, unit, choices.size)
-    for entry, image in zip(found.entries, headers, strict=True):
+    for entry, image in track(list(zip(found.entries, headers, strict=True)), len(headers), "Looking at their masks"):
         for rater, path in zip(found.raters, entry.masks, strict=True):
             if path is not None:
                 with faults.caught():
-                    mask = images.look(path, axes=axes_of(path, choices.axes), mask=True)
+                    mask = images.look(path, axes=images.axes_of(path, choices.axes), mask=True)
                     _check_mask(mask_of(path, rater, entry), mask, entry, image)
                     notes.update(mask.notes)
     faults.check()

@@ -101,20 +101,30 @@ class Files:
     """The files below a folder; what leads out of it is refused."""
 
     folder: Path
+    option: str = "--root"
+    """That names the folder."""
     _real: dict[Path, Path] = field(default_factory=dict)
     """Folders that have been looked at, and where they really lie."""
 
     def named(self, cell: str, where: str) -> Path:
         """The file of a cell of a manifest."""
         name = PurePosixPath(cell)
-        path = self.folder / name  # if the name is absolute, it is the path
-        if not path.is_relative_to(self.folder) or {"..", "\0"} & {*name.parts, *cell}:
+        path, leads_up = self.folder / name, {"..", "\0"} & {*name.parts, *cell}
+        if name.is_absolute() and not leads_up:
+            path = self.below(path) or path
+        if leads_up or not path.is_relative_to(self.folder):
             raise DataError(
                 f"{where}: {cell} leads out of {self.folder}; name files by their path below this folder, or another "
                 "folder with --root"
             )
         self.check(path, where)
         return path
+
+    def below(self, path: Path) -> Path | None:
+        """A path by the name that the folder has here, where it may be called in another way, through a link; None
+        where it lies elsewhere."""
+        real, there = self._resolved(path.parent) / path.name, self._resolved(self.folder)
+        return self.folder / real.relative_to(there) if real.is_relative_to(there) else None
 
     def check(self, path: Path, where: str) -> None:
         """That it is an image file, or the folder of a DICOM series, that can be opened."""
@@ -127,12 +137,12 @@ class Files:
         if not real.is_relative_to(self._resolved(self.folder)):
             raise DataError(
                 f"{where}: {path} is a link out of {self.folder}, to {real}; put the file itself there, or name the "
-                "folder where it lies with --root"
+                f"folder where it lies with {self.option}"
             )
 
     def _resolved(self, folder: Path) -> Path:
         if folder not in self._real:
-            self._real[folder] = folder.resolve()
+            self._real[folder] = Path(os.path.realpath(folder))
         return self._real[folder]
 
 
@@ -180,13 +190,15 @@ def check(found: Inventory, *, as_written: bool) -> None:
         )
     if not found.entries:
         raise DataError(f"{found.source}: no image is left that a rater annotated")
-    faults = Faults()
+    faults, spelt = Faults(), found.entries
     if not as_written:
         check_spelling("rater", ((rater, str(found.source)) for rater in found.raters), faults)
-        check_spelling("patient", ((entry.patient, entry.where) for entry in found.entries), faults)
-        check_spelling("volume", ((entry.volume, entry.where) for entry in found.entries), faults)
-    for each in (_files_once, _annotated, _slices_once, _patients, _parts):
-        faults.add(*each(found))
+        others = check_spelling("patient", ((entry.patient, entry.where) for entry in spelt), faults)
+        # A volume may be named after its patient: what follows from one spelling is not told of a second time.
+        spelt = tuple(entry for entry in spelt if entry.patient not in others)
+        check_spelling("volume", ((entry.volume, entry.where) for entry in spelt), faults)
+    for some in (_files_once(found), _annotated(found), _slices_once(found), _patients(spelt), _parts(found)):
+        faults.add(*some)
     faults.check()
 
 
@@ -234,10 +246,10 @@ def _slices_once(found: Inventory) -> Iterable[str]:
             )
 
 
-def _patients(found: Inventory) -> Iterable[str]:
+def _patients(entries: Iterable[Entry]) -> Iterable[str]:
     whose: dict[str, Entry] = {}
     parts: dict[str, Entry] = {}
-    for entry in found.entries:
+    for entry in entries:
         other = whose.setdefault(entry.volume, entry)
         if other.patient != entry.patient:
             yield (

@@ -10,16 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from proseg.data.images import files as files_of
-from proseg.data.images import stem
+from proseg.data.images import pixels_among, stem
 from proseg.data.own.entries import PARTS, Entry, Files, Inventory, PartName, check_file, near_miss
 from proseg.data.own.manifest import named_columns
 from proseg.data.tables import read_table
 from proseg.errors import DataError, Faults
 
 PATIENTS = "patients.csv"
-HEADERS = (".hdr", ".mhd", ".nhdr")
-"""Suffixes of files whose pixels lie in another file beside them."""
 
 
 def inventory(folder: Path) -> Inventory:
@@ -35,7 +32,7 @@ def inventory(folder: Path) -> Inventory:
             f"{'found both' if parts else 'found neither'}; other layouts are named with --images and --masks"
         )
     layouts: list[tuple[PartName | None, Path]] = [(part, folder / part) for part in parts] or [(None, folder)]
-    files = Files(folder)
+    files = Files(folder, "--from")
     raters = sorted({rater for _, place in layouts for rater in _raters(place / "masks")})
     entries, faults = [], Faults()
     for part, place in layouts:
@@ -84,8 +81,8 @@ def _by_stem(folder: Path, files: Files, faults: Faults) -> dict[str, Path]:
     """The files of a folder by their name without the type, in alphabetical order; none where there is no folder."""
     found: dict[str, Path] = {}
     there = _visible(folder) if folder.is_dir() else []
-    pixels = {other for path in there if path.suffix.lower() in HEADERS for other in files_of(path) if other != path}
-    for path in (path for path in there if path not in pixels):
+    pixels = pixels_among(folder, (path.name for path in there))
+    for path in (path for path in there if path.name not in pixels):
         with faults.caught():
             files.check(path, str(path.parent))
             name = stem(path.name)

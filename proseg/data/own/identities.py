@@ -13,15 +13,18 @@ def key(name: str) -> str:
     return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"(?<=\d)\.0+$", "", plain))
 
 
-def check_spelling(what: str, names: Iterable[tuple[str, str]], faults: Faults) -> None:
+def check_spelling(what: str, names: Iterable[tuple[str, str]], faults: Faults) -> set[str]:
     """Note a fault for every two names that differ in spelling alone.
 
     Args:
         what: kind of thing that is named, as in "patient".
         names: each name, and where it stands.
+
+    Returns:
+        The names that were spelt in another way before.
     """
     first: dict[str, tuple[str, str]] = {}
-    told = set()
+    told: set[str] = set()
     for name, where in names:
         spelt, there = first.setdefault(key(name), (name, where))
         if name != spelt and name not in told:
@@ -30,3 +33,4 @@ def check_spelling(what: str, names: Iterable[tuple[str, str]], faults: Faults) 
                 f"{where}: {what} {name!r} is spelt {spelt!r} in {there}: spell them alike, or add --as-written if "
                 "they are two"
             )
+    return told

@@ -2,7 +2,8 @@
 
     image             file of the image; or, one file for each channel, image_<channel> ...
     mask_<rater> ...  file of that rater's mask; empty where the rater did not see the image
-    patient           folds are drawn over patients
+    patient           folds are drawn over patients; or
+    assumed_patient   where nobody knows whose the images are: each is taken for a patient of its own
     volume, slice     optional, of 2-D images: the volume they were cut from, and the number in it (from the feet up);
                       `slice` without `volume` counts within the patient
     split             optional: train, val or test; without it, four folds are dealt
@@ -24,6 +25,7 @@ from proseg.data.tables import Rows, read_table
 from proseg.errors import DataError, Faults
 
 IMAGE, MASK = "image", "mask_"
+PATIENT, ASSUMED = "patient", "assumed_patient"
 SPACING = ("spacing_z", "spacing_y", "spacing_x")
 LONG = ("rater", "mask")
 OPTIONAL = ("volume", "slice", "split", *SPACING)
@@ -41,6 +43,9 @@ def inventory(path: Path, root: Path) -> Inventory:
     columns, rows = named_columns(path, *read_table(path))
     if not rows:
         raise DataError(f"{path}: the manifest has no rows")
+    assumed = ASSUMED in columns
+    if assumed:
+        columns, rows = _with_patients(path, columns, rows)
     if set(LONG) <= set(columns):
         columns, rows = _widened(path, columns, rows)
     _check_columns(path, columns)
@@ -51,6 +56,8 @@ def inventory(path: Path, root: Path) -> Inventory:
         with faults.caught():
             entries.append(_entry(f"{path}, row {number}", row, channels or [IMAGE], raters, files))
     faults.check()
+    if assumed:
+        _check_assumed(entries)
     return Inventory(
         source=path,
         root=root,
@@ -58,12 +65,13 @@ def inventory(path: Path, root: Path) -> Inventory:
         channels=tuple(column.removeprefix(f"{IMAGE}_") for column in channels),
         entries=tuple(entries),
         tables=(path,),
+        patients_known=not assumed,
     )
 
 
 def named_columns(path: Path, columns: Sequence[str], rows: Rows) -> tuple[list[str], Rows]:
     """A table whose columns bear their names as they are written above, in whatever case they came."""
-    known = {IMAGE, "patient", "name", "x", "y", "z", *LONG, *OPTIONAL}
+    known = {IMAGE, PATIENT, ASSUMED, "name", "x", "y", "z", *LONG, *OPTIONAL}
     names = []
     for column in columns:
         lower = column.lower()
@@ -75,13 +83,32 @@ def named_columns(path: Path, columns: Sequence[str], rows: Rows) -> tuple[list[
     return names, {number: dict(zip(names, row.values(), strict=True)) for number, row in rows.items()}
 
 
+def _with_patients(path: Path, columns: Sequence[str], rows: Rows) -> tuple[list[str], Rows]:
+    """The same with assumed patients where the others stand."""
+    if PATIENT in columns:
+        raise DataError(f"{path}: has the columns {PATIENT!r} and {ASSUMED!r}; keep the one that holds")
+    names = [PATIENT if column == ASSUMED else column for column in columns]
+    return names, {number: dict(zip(names, row.values(), strict=True)) for number, row in rows.items()}
+
+
+def _check_assumed(entries: Sequence[Entry]) -> None:
+    first: dict[str, Entry] = {}
+    for entry in entries:
+        other = first.setdefault(entry.patient, entry)
+        if other is not entry:
+            raise DataError(
+                f"{entry.where}: {ASSUMED} {entry.patient!r} stands there a second time, after {other.where}; call the "
+                f"column {PATIENT!r} if it says whose the images are"
+            )
+
+
 def _widened(path: Path, columns: Sequence[str], rows: Rows) -> tuple[list[str], Rows]:
     """One row an image, from one row a mask; what else a row says must be the same in all rows of an image."""
     if IMAGE not in columns:
         raise DataError(f"{path}: a table of one row a mask needs the column {IMAGE!r}; found {_listed(columns)}")
     wide: dict[str, tuple[int, dict[str, str]]] = {}
     raters = list(dict.fromkeys(row["rater"] for row in rows.values()))
-    shared = [one for one in columns if one in (IMAGE, "patient", *OPTIONAL) or one.startswith(f"{IMAGE}_")]
+    shared = [one for one in columns if one in (IMAGE, PATIENT, *OPTIONAL) or one.startswith(f"{IMAGE}_")]
     for number, row in rows.items():
         there, image = wide.setdefault(row[IMAGE], (number, {column: row[column] for column in shared}))
         if other := next((column for column in shared if image[column] != row[column]), None):
@@ -107,8 +134,8 @@ def write(found: Inventory, target: Path) -> None:
     writer = csv.writer(table, lineterminator="\n")
     extra = [name for name in ("slice", "split") if any(_told(one)[name] for one in found.entries)]
     axes = [axis for axis, name in enumerate(SPACING) if said[name]]
-    masks = [MASK + rater for rater in found.raters]
-    writer.writerow([*names, *masks, "patient", "volume", *extra, *(SPACING[axis] for axis in axes)])
+    masks, whose = [MASK + rater for rater in found.raters], PATIENT if found.patients_known else ASSUMED
+    writer.writerow([*names, *masks, whose, "volume", *extra, *(SPACING[axis] for axis in axes)])
     for one in found.entries:
         paths = [path and path.relative_to(found.root).as_posix() for path in (*one.images, *one.masks)]
         told = _told(one)
@@ -135,7 +162,7 @@ def _listed(columns: Sequence[str]) -> str:
 
 def _check_columns(path: Path, columns: Sequence[str]) -> None:
     each = [column for column in columns if column.startswith(f"{IMAGE}_")]
-    for needed in (IMAGE, "patient"):
+    for needed in (IMAGE, PATIENT):
         if needed not in columns and not (needed == IMAGE and each):
             raise DataError(f"{path}: the column {needed!r} is missing; found {_listed(columns)}")
     if IMAGE in columns and each:
@@ -146,7 +173,7 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
 
 def _check_spelling(path: Path, column: str) -> None:
     """A column that is nearly named like one that may be left out would be ignored without a word."""
-    if column in (IMAGE, "patient", *OPTIONAL) or (column.startswith((f"{IMAGE}_", MASK)) and column[-1] != "_"):
+    if column in (IMAGE, PATIENT, *OPTIONAL) or (column.startswith((f"{IMAGE}_", MASK)) and column[-1] != "_"):
         return
     lower = column.lower()
     near = difflib.get_close_matches(lower, OPTIONAL, 1, 0.75)

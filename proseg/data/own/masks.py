@@ -41,7 +41,7 @@ class Meaning:
         if self.classes == 1 and found[-1] in WHITE and np.isin(found, (0, found[-1])).all():
             return (whole != 0) != self.invert
         if not np.isin(found, np.arange(self.classes + 1)).all() or _grey(whole, found):
-            raise DataError(f"{where} {_described(mask, found, self.classes)}")
+            raise DataError(f"{where} {_described(mask, found, self)}")
         return (whole != 0) != self.invert if self.classes == 1 else whole.astype(np.uint8)
 
 
@@ -63,10 +63,13 @@ def _grey(mask: np.ndarray, found: np.ndarray) -> bool:
     return int(np.isin(between, inside).sum()) * 2 < len(between)
 
 
-def _described(mask: np.ndarray, found: np.ndarray, classes: int) -> str:
+def _described(mask: np.ndarray, found: np.ndarray, meaning: Meaning) -> str:
+    """What it looks like, and the option for that, which replaces those that do not go with it."""
+    classes = meaning.classes
     allowed = "0 and 1, or 0 and 255" if classes == 1 else f"the labels 0 to {classes}"
     low, high, between = found[0], found[-1], max(0, len(found) - 2)
     middle = f"--threshold {(low + high + 1) // 2:g}" if high - low > 1 else f"--threshold {(low + high) / 2:g}"
+    middle += " in place of --classes" if classes > 1 else ""
     ends = f"{low:g}, {high:g} and {between} value{'s' * (between != 1)} between"
     if between > 1 and _grey(mask, found):
         return f"holds {ends}, on edges, where {allowed} are expected: {middle}"
@@ -74,5 +77,6 @@ def _described(mask: np.ndarray, found: np.ndarray, classes: int) -> str:
         return f"holds {ends}, where {allowed} are expected: {middle}, if it shows an object in grey levels"
     values = ", ".join(f"{value:g}" for value in found[:SHOWN]) + (" ..." if len(found) > SHOWN else "")
     if low >= 0 and classes < high <= MOST_CLASSES:
-        return f"holds the labels {values}, where {allowed} are expected: --classes {high:g}, if there are so many"
+        several = f"--classes {high:g}" + (" in place of --invert" if meaning.invert else "")
+        return f"holds the labels {values}, where {allowed} are expected: {several}, if there are so many"
     return f"holds the values {values}, where {allowed} are expected: write labels from 0 up, or choose with {middle}"

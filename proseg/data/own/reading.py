@@ -19,8 +19,6 @@ from proseg.data.own.masks import Meaning
 from proseg.data.source import Part
 from proseg.errors import DataError, Faults
 
-ARRAYS = (".npy", ".npz", ".tif", ".tiff")
-"""Suffixes of files whose axes a user may name."""
 SAME_SPACING = 0.01
 """Share by which the spacing that a user names may differ from that of the file."""
 
@@ -59,11 +57,6 @@ def read(part: Sequence[Entry], *, reading: Reading) -> Part:
     return Part(tuple(slices), tuple(skipped), clipped, tuple(faults.sentences))
 
 
-def axes_of(path: Path, axes: str | None) -> str | None:
-    """What is said of the axes, for files that do not say it themselves."""
-    return axes if path.suffix.lower() in ARRAYS else None
-
-
 def mask_of(path: Path, rater: str, entry: Entry) -> str:
     return f"{path}: the mask of rater {rater!r} in {entry.where}"
 
@@ -99,7 +92,7 @@ def _slices(entry: Entry, reading: Reading) -> tuple[list[Slice], int]:
 
 def _picture(entry: Entry, reading: Reading) -> Picture:
     """The image, its channels put together."""
-    each = [images.read(path, axes=axes_of(path, reading.axes)) for path in entry.images]
+    each = [images.read(path, axes=images.axes_of(path, reading.axes)) for path in entry.images]
     return joined([*map(str, entry.images)], each, f"{entry.where}: ")
 
 
@@ -142,7 +135,7 @@ def _masks(entry: Entry, picture: Picture, reading: Reading) -> tuple[np.ndarray
             continue
         where = mask_of(path, reading.raters[place], entry)
         with faults.caught():
-            mask = images.read(path, axes=axes_of(path, reading.axes), mask=True)
+            mask = images.read(path, axes=images.axes_of(path, reading.axes), mask=True)
             check_place(where, picture, mask, str(entry.images[0]))
             masks[place] = reading.masks.labels(where, with_depth(mask.pixels)[0])
             present[place] = not reading.masks.empty_is_missing or masks[place].any()
