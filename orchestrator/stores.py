@@ -133,9 +133,9 @@ def cannot_open(address: str) -> str:
     from sqlalchemy import create_engine, inspect
     from sqlalchemy.exc import SQLAlchemyError
 
-    waits = {"connect_timeout": SECONDS_TO_CONNECT}
+    waits = {} if address.startswith("sqlite") else {"connect_timeout": SECONDS_TO_CONNECT}
     if file := sqlite_file(address):
-        waits, there = {}, file.exists()
+        there = file.exists()
         if not (os.access(file, os.W_OK) if there else file.parent.is_dir() and os.access(file.parent, os.W_OK)):
             return f"{file} cannot be written"
         if not there:

@@ -16,7 +16,6 @@ from filelock import FileLock
 from typer.testing import CliRunner, Result
 
 from cli.app import app
-from orchestrator.study import write_state
 from proseg.data import catalog
 from proseg.data.case import Slice
 from proseg.data.catalog import NAMES, Prepared, listing, missing, npc_folder, open_data, prepare_named
@@ -25,7 +24,7 @@ from proseg.data.reading import silent
 from proseg.data.store import ARROW, MANIFEST, Description, Store, write
 from proseg.errors import DataError
 from proseg.figures import case_sheet
-from tests.studies import make_store, make_study
+from tests.studies import make_store, make_study, running
 
 
 @pytest.fixture
@@ -318,10 +317,10 @@ def test_the_listing_knows_what_was_prepared_begun_and_damaged(volumes: Path, ho
 def test_a_store_that_may_not_be_read_does_not_hide_the_others(
     volumes: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def read_text(path: Path, *how: Any) -> str:
+    def read_text(path: Path, *how: Any, **more: Any) -> str:
         if path.parent.name == "old":
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return as_it_is(path, *how)
+        return as_it_is(path, *how, **more)
 
     prepare_npc(volumes, "mr", home)
     prepare_npc(volumes, "old", home)
@@ -531,12 +530,11 @@ def test_the_studies_that_use_a_data_set_are_told(tmp_path: Path, monkeypatch: p
     refused = remove()
     assert refused.exit_code == 2
     assert "used by s1, s2" in refused.stderr
-    write_state(studies[1], "running")
-    refused = remove("--force")
+    with running(studies[1]):
+        refused = remove("--force")
     assert refused.exit_code == 2
     assert "running study (s2)" in refused.stderr
     assert folder.exists()
-    write_state(studies[1], "finished")
     size = sum(path.stat().st_size for path in folder.iterdir())
     removed = remove("--force", "--json")
     assert removed.exit_code == 0, removed.output

@@ -1026,6 +1026,56 @@ def test_a_workspace_that_cannot_be_written_is_one_sentence(tmp_path: Path, monk
     assert re.search(r"^error: .*file/home.* cannot be used: Not a directory$", result.stderr, re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--study", "s1"], "study 's1' already exists"),
+        (["--study", "a/b"], "--study 'a/b' cannot name a folder"),
+        (
+            ["--address", "127.0.0.1:9"],
+            "--address 127.0.0.1:9: no Ray cluster can be joined there (it cannot be reached",
+        ),
+        (["--address", "head"], "this is no host:port"),
+        (["--storage", "sqlite:////dev/null/x.db"], "cannot be opened: /dev/null/x.db cannot be written"),
+        (["--storage", "sqlite:///blobs/manifest.json"], "cannot be opened: (sqlite3.DatabaseError) file is not a "),
+        (["--storage", "nobase://host/name"], "--storage nobase://host/name cannot be opened: Can't load plugin"),
+        (["--data", "npc"], "the NPC files are not there"),
+    ],
+)
+def test_a_dry_run_tells_what_would_stop_a_study(
+    study: Study, space: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_written,
+    options: list[str], part: str,
+):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    file = space()
+    nothing_written()
+    assert part in refused(run("launch", file, "--dry-run", *options))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "part"),
+    [
+        ("RAY_TMPDIR", "/tmp/" + 91 * "x", "is too long a path for Ray's sockets; to mend it: export RAY_TMPDIR=/tmp"),
+        ("RAY_TMPDIR", "/dev/null", "/dev/null cannot be written"),
+        ("MLFLOW_TRACKING_URI", "http://127.0.0.1:9", "MLFLOW_TRACKING_URI=http://127.0.0.1:9 does not answer"),
+    ],
+)
+def test_a_dry_run_tells_what_the_doctor_knows(
+    home: Path, space: Callable[..., str], monkeypatch: pytest.MonkeyPatch, nothing_written, name: str, value: str,
+    part: str,
+):  # fmt: skip
+    monkeypatch.setenv(name, value)
+    file = space()
+    nothing_written()
+    assert part in refused(run("launch", file, "--dry-run"))
+
+
+def test_a_dry_run_makes_no_workspace(home: Path, space: Callable[..., str], nothing_written):
+    file = space()
+    nothing_written()
+    assert run("launch", file, "--dry-run", "--json").exit_code == 0
+
+
 # What was moved
 
 
@@ -1075,53 +1125,3 @@ def test_the_data_of_a_space_may_lie_in_the_home(
     monkeypatch.setenv("HOME", str(tmp_path))
     path = space(data="~/blobs", final=[{"data": "~/blobs", "epochs": 1}])
     assert answer("launch", path, "--dry-run", "--json")["data"]["name"] == "blobs"
-
-
-@pytest.mark.parametrize(
-    ("options", "part"),
-    [
-        (["--study", "s1"], "study 's1' already exists"),
-        (["--study", "a/b"], "--study 'a/b' cannot name a folder"),
-        (
-            ["--address", "127.0.0.1:9"],
-            "--address 127.0.0.1:9: no Ray cluster can be joined there (it cannot be reached",
-        ),
-        (["--address", "head"], "this is no host:port"),
-        (["--storage", "sqlite:////dev/null/x.db"], "cannot be opened: /dev/null/x.db cannot be written"),
-        (["--storage", "sqlite:///blobs/manifest.json"], "cannot be opened: (sqlite3.DatabaseError) file is not a "),
-        (["--storage", "nobase://host/name"], "--storage nobase://host/name cannot be opened: Can't load plugin"),
-        (["--data", "npc"], "the NPC files are not there"),
-    ],
-)
-def test_a_dry_run_tells_what_would_stop_a_study(
-    study: Study, space: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_written,
-    options: list[str], part: str,
-):  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    file = space()
-    nothing_written()
-    assert part in refused(run("launch", file, "--dry-run", *options))
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "part"),
-    [
-        ("RAY_TMPDIR", "/tmp/" + 91 * "x", "is too long a path for Ray's sockets; to mend it: export RAY_TMPDIR=/tmp"),
-        ("RAY_TMPDIR", "/dev/null", "/dev/null cannot be written"),
-        ("MLFLOW_TRACKING_URI", "http://127.0.0.1:9", "MLFLOW_TRACKING_URI=http://127.0.0.1:9 does not answer"),
-    ],
-)
-def test_a_dry_run_tells_what_the_doctor_knows(
-    home: Path, space: Callable[..., str], monkeypatch: pytest.MonkeyPatch, nothing_written, name: str, value: str,
-    part: str,
-):  # fmt: skip
-    monkeypatch.setenv(name, value)
-    file = space()
-    nothing_written()
-    assert part in refused(run("launch", file, "--dry-run"))
-
-
-def test_a_dry_run_makes_no_workspace(home: Path, space: Callable[..., str], nothing_written):
-    file = space()
-    nothing_written()
-    assert run("launch", file, "--dry-run", "--json").exit_code == 0

@@ -153,7 +153,7 @@ def test_nothing_published_stands_beside_data_of_ones_own(study: Study):
 def test_every_data_set_has_its_table(study: Study):
     results = [like_the_paper(0), like_the_paper(0, label=STANDIN, data="npc_1.5")]
     found = tables(paper_tables.final(study, results))
-    assert [table.name for table in found] == ["final-blobs", "final-npc-1-5"]
+    assert [table.name for table in found] == ["final-blobs", "final-npc_1.5"]
 
 
 def test_without_a_final_stage_it_says_so(study: Study):
