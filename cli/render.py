@@ -101,15 +101,13 @@ def _told(items: Iterable[T], total: int, what: str) -> Iterator[T]:
 
 
 def _quoted(items: Iterable[T], total: int) -> Iterator[T]:
-    began, silent = 0.0, True
+    began, silent = time.monotonic(), True
     for done, item in enumerate(items, 1):
         yield item
-        if done == 1:
-            began = time.monotonic()  # the first one may have waited for what all need
         passed = time.monotonic() - began
         if silent and passed > QUOTED_AFTER and done < total:
             silent = False
-            if (expected := passed / (done - 1) * total) > 60:
+            if (expected := passed / done * total) > 60:
                 err.print(f"about {span(expected)} for all {total}")
 
 
