@@ -380,9 +380,13 @@ def alone(study: Study) -> Iterator[None]:
         lock.release()
 
 
-def _held(study: Study) -> bool:
+def _held(study: Study, pid: int) -> bool:
     """Whether a process is `alone` with the study; also where nothing can be written. The operating system takes the
-    lock from a process that dies, and no other process, nor a changed clock, can seem to have it."""
+    lock from a process that dies, and no other process, nor a changed clock, can seem to have it.
+
+    Args:
+        pid: that of the process, which has to do where the file system knows no locks.
+    """
     try:
         file = os.open(study.folder / LOCK, os.O_RDONLY)
     except FileNotFoundError:
@@ -391,6 +395,10 @@ def _held(study: Study) -> bool:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # for a moment: `alone` has the patience
     except BlockingIOError:
         return True
+    except OSError:
+        import psutil
+
+        return psutil.pid_exists(pid)
     finally:
         os.close(file)
     return False
@@ -404,9 +412,10 @@ def write_state(study: Study, state: State, reason: str = "") -> None:
 def read_state(study: Study) -> str:
     """running, finished, interrupted or failed; a study whose process is gone is interrupted, whatever it wrote."""
     record = _state_record(study)
-    elsewhere = record.get("host", platform.node()) != platform.node()
     # A lock of another machine's may not be seen here: a study that runs there is believed to.
-    return "interrupted" if record["state"] == "running" and not (elsewhere or _held(study)) else record["state"]
+    here = record.get("host", platform.node()) == platform.node()
+    dead = record["state"] == "running" and here and not _held(study, record["pid"])
+    return "interrupted" if dead else record["state"]
 
 
 def died(study: Study) -> bool:

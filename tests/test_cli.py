@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import types
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -1055,7 +1056,11 @@ def test_a_dry_run_tells_what_would_stop_a_study(
 @pytest.mark.parametrize(
     ("name", "value", "part"),
     [
-        ("RAY_TMPDIR", "/tmp/" + 91 * "x", "is too long a path for Ray's sockets; to mend it: export RAY_TMPDIR=/tmp"),
+        (
+            "RAY_TMPDIR",
+            f"{tempfile.gettempdir()}/{91 * 'x'}",
+            "is too long a path for Ray's sockets; to mend it: export RAY_TMPDIR=/tmp",
+        ),
         ("RAY_TMPDIR", "/dev/null", "/dev/null cannot be written"),
         ("MLFLOW_TRACKING_URI", "http://127.0.0.1:9", "MLFLOW_TRACKING_URI=http://127.0.0.1:9 does not answer"),
     ],

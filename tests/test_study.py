@@ -1,5 +1,6 @@
 """A study's folder: its name, what is read back from it, and how one is found."""
 
+import errno
 import json
 import os
 import shutil
@@ -315,6 +316,19 @@ def test_a_process_that_was_killed_does_not_stand_in_the_way(study: Study, holde
     assert died(study)
     with alone(study):
         assert read_state(study) == "running"
+
+
+def test_where_files_have_no_locks_the_number_of_the_process_has_to_do(study: Study, monkeypatch: pytest.MonkeyPatch):
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with alone(study):
+        write_state(study, "running")
+        monkeypatch.setattr("orchestrator.study.fcntl.flock", flock)
+        assert read_state(study) == "running"
+        monkeypatch.setattr("psutil.pid_exists", lambda pid: False)
+        assert read_state(study) == "interrupted"
+        monkeypatch.undo()
 
 
 def test_a_study_is_let_go_after_an_error(study: Study):

@@ -12,6 +12,9 @@ import requests
 from orchestrator import surroundings
 from orchestrator.surroundings import CACHES, LOOPBACK, settle
 
+LONG = f"{tempfile.gettempdir()}/{91 * 'x'}"
+"""A folder that can be made, below which Ray's sockets have too long a path."""
+
 PROXIES = ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY")
 
 
@@ -88,7 +91,7 @@ def test_a_user_without_a_name_has_one(monkeypatch: pytest.MonkeyPatch):
     assert getpass.getuser() == "uid4000000000"
 
 
-@pytest.mark.parametrize("folder", ["", "relative", "/tmp/" + 91 * "x", "/dev/null/below"])
+@pytest.mark.parametrize("folder", ["", "relative", LONG, "/dev/null/below"])
 def test_ray_has_another_folder_where_its_sockets_do_not_fit(folder: str):
     os.environ["TMPDIR"] = folder
     settle()
@@ -98,6 +101,6 @@ def test_ray_has_another_folder_where_its_sockets_do_not_fit(folder: str):
 
 
 def test_the_folder_that_ray_was_given_stays_as_it_is():
-    os.environ["RAY_TMPDIR"] = "/tmp/" + 91 * "x"
+    os.environ["RAY_TMPDIR"] = LONG
     settle()
-    assert os.environ["RAY_TMPDIR"] == "/tmp/" + 91 * "x"
+    assert os.environ["RAY_TMPDIR"] == LONG
