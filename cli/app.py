@@ -237,6 +237,8 @@ def resume(
                 )
             _show_outcome(found, as_json)
             return
+        with alone(found):
+            pass  # that another process runs it is told at once
         options = Options(trials=trials, gpu_share=gpu_share or None, concurrent=concurrent or None, max_time=max_time,
                           budget=pair(budget))  # fmt: skip
         refuse(check_here(home, workers=found.resources.workers, joins=address is not None))

@@ -21,7 +21,7 @@ from orchestrator.results import Trial, TrialLog, ranked, read_trials
 from orchestrator.study import Study
 from proseg.data.store import Store
 from tests.recorded import record, write_samples
-from tests.studies import LABEL, add_trial, make_study, write_epochs
+from tests.studies import LABEL, add_trial, make_study, running, write_epochs
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page, Request
@@ -117,9 +117,10 @@ def served(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[S
             scores = [score + 0.02 * left for left in reversed(range(trial.epoch))]
             write_epochs(study.trial_folder(number), scores, **{"val/dice_match": 1 - score})
             write_samples(study.trial_folder(number), label=f"blobs: {LABEL}", epoch=trial.epoch, seed=number)
-    experiment, run = record(study, home, read_trials(study))
-    with mlflow_pages(home, study.name) as address:
-        yield Served(study, address, experiment, run)
+    with running(study):
+        experiment, run = record(study, home, read_trials(study))
+        with mlflow_pages(home, study.name) as address:
+            yield Served(study, address, experiment, run)
 
 
 def rows(page: "Page") -> list[dict[str, str]]:
