@@ -31,10 +31,10 @@ def candidates(study: Study, trials: Sequence[Trial]) -> list[Trial]:
     Earlier versions tried one configuration more than once: it is not compared with itself.
     """
     best = front(trials, study.criteria) if study.second else ranked(trials, study.criterion)
-    different: dict[Hashable, Trial] = {}
+    identity, different = study.identity, dict[Hashable, Trial]()
     for trial in best:
         if trial.state == "complete" and not trial.over:
-            different.setdefault(study.identity(trial.values), trial)
+            different.setdefault(identity(trial.values), trial)
     return list(different.values())[: study.space.confirm.top]
 
 

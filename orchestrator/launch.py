@@ -42,7 +42,7 @@ from orchestrator.study import (
     claim_folder,
     died,
     find_study,
-    identity,
+    identity_of,
     read_state,
     readable_studies,
     variants,
@@ -586,7 +586,7 @@ def configurations(space: SearchSpace, base: TrainConfig, given: Sequence[Point]
     if whole is None:
         return None
     others = [space.settled(point.values) for point in given if grid and points.is_whole(space, point.values)]
-    return len({identity(space, base, values) for values in (*whole, *others)})
+    return len(set(map(identity_of(space, base), (*whole, *others))))
 
 
 def told_first(study: Study) -> list[str]:

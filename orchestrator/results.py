@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from orchestrator.rivals import Verdict
 
 LOG = "trials.jsonl"
+EVALUATED_ANEW = "delete it, and `proseg-tune resume` evaluates that training anew"
+"""What to do with a damaged result of a training."""
 TrialState = Literal["running", "complete", "stopped early", "failed", "interrupted"]
 
 
@@ -194,11 +196,10 @@ def read_results(study: Study) -> list[FoldResult]:
 
 
 def _fold_result(path: Path) -> FoldResult:
-    advice = "delete it, and `proseg-tune resume` evaluates that fold anew"
     try:
-        return FoldResult(**read_json(path, advice))
+        return FoldResult(**read_json(path, EVALUATED_ANEW))
     except TypeError:
-        raise RecordError(f"{path} is damaged or of another version: {advice}") from None
+        raise RecordError(f"{path} is damaged or of another version: {EVALUATED_ANEW}") from None
 
 
 def summary(results: Sequence[FoldResult]) -> dict[str, dict[str, dict[str, float]]]:

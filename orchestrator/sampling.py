@@ -15,6 +15,7 @@ import random
 import sqlite3
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -54,10 +55,11 @@ class Proposals:
         self._study = optuna.create_study(directions=directions(study))
         self._live: dict[int, optuna.Trial] = {}
         self._asked = list(trials)
-        self._tried = {study.identity(trial.values) for trial in trials}
-        self._fixed = _fixed_points(study)
+        self._identity = study.identity
+        self._tried = {self._identity(trial.values) for trial in trials}
+        self._fixed = deque(_fixed_points(study))
         whole = None if study.space.sampler == "grid" else points.everything(study.space)
-        self._all = None if whole is None else {study.identity(point): point for point in whole}
+        self._all = None if whole is None else {self._identity(point): point for point in whole}
         for trial in trials:
             self._study.add_trial(frozen(study, trial))
             if STATES[trial.state] is TrialState.RUNNING:
@@ -70,7 +72,7 @@ class Proposals:
         """Every configuration of the grid, or of the space, has been tried."""
         if self._space.sampler == "grid":
             return self._point() is None
-        return self._all is not None and not self._untried()
+        return self._all is not None and self._all.keys() <= self._tried
 
     def ask(self) -> Trial:
         """The next trial, with its number and values, which come to a configuration that has not been tried."""
@@ -81,14 +83,14 @@ class Proposals:
             self._study.sampler = _sampler(self._plan, number, attempt)
             live = self._study.ask()
             trial = Trial(number, draw(live, self._space), origin=origin)
-            if self._plan.identity(trial.values) not in self._tried:
+            if self._identity(trial.values) not in self._tried:
                 break
             self._study.tell(live, state=TrialState.FAIL)  # which samplers pass over
         else:
             raise ValueError("every configuration of the space has been tried")
         self._live[number] = live
         self._asked.append(trial)
-        self._tried.add(self._plan.identity(trial.values))
+        self._tried.add(self._identity(trial.values))
         return trial
 
     def _candidates(self, number: int) -> Iterator[tuple[dict[str, Value] | None, str]]:
@@ -104,11 +106,13 @@ class Proposals:
 
     def _point(self) -> tuple[dict[str, Value], str] | None:
         """The next of those that are tried before anything is sampled."""
-        return next((point for point in self._fixed if not self._known(*point)), None)
+        while self._fixed and self._known(*self._fixed[0]):
+            self._fixed.popleft()
+        return self._fixed[0] if self._fixed else None
 
     def _known(self, point: dict[str, Value], origin: str) -> bool:
         if points.is_whole(self._space, point):
-            return self._plan.identity(self._space.settled(point)) in self._tried
+            return self._identity(self._space.settled(point)) in self._tried
         return any(
             trial.origin == origin and all(trial.values.get(name) == point[name] for name in point)
             for trial in self._asked

@@ -144,9 +144,10 @@ class Study(BaseModel):
         """The configuration of a trial with these values."""
         return self.base.with_values(values)
 
-    def identity(self, values: Mapping[str, Any]) -> Hashable:
-        """As `identity`."""
-        return identity(self.space, self.base, values)
+    @property
+    def identity(self) -> Callable[[Mapping[str, Any]], Hashable]:
+        """As `identity_of`."""
+        return identity_of(self.space, self.base)
 
     def trial_folder(self, number: int) -> Path:
         return self.folder / "trials" / f"t{number:03d}"
@@ -163,11 +164,11 @@ class Study(BaseModel):
         return sorted(self.folder.glob("earlier/*/final"))
 
 
-def identity(space: SearchSpace, base: TrainConfig, values: Mapping[str, Any]) -> Hashable:
-    """Equal for values that come to the same configuration: a field that is not searched where they stand has the
-    base's value, which other values may give it as well."""
+def identity_of(space: SearchSpace, base: TrainConfig) -> Callable[[Mapping[str, Any]], Hashable]:
+    """A function that is equal for values that come to the same configuration: a field that is not searched where they
+    stand has the base's value, which other values may give it as well."""
     unsearched = base.flat()
-    return tuple(values.get(name, unsearched[name]) for name in space.search)
+    return lambda values: tuple(values.get(name, unsearched[name]) for name in space.search)
 
 
 def base_config(space: SearchSpace, *, epochs: int, seed: int) -> TrainConfig:

@@ -9,7 +9,6 @@ import getpass
 import os
 import stat
 import tempfile
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -55,7 +54,7 @@ def takes_ray(folder: Path) -> bool:
 
 def _spare_loopback() -> None:
     """What MLflow, Ray and we ourselves say on this machine stays on it."""
-    if not urllib.request.getproxies_environment():
+    if not any(value and name.lower().endswith("_proxy") for name, value in os.environ.items()):
         return
     before = {name: os.environ.get(name) for name in ("no_proxy", "NO_PROXY")}
     for name, value in before.items():

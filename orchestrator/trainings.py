@@ -12,6 +12,7 @@ from typing import Any
 
 from orchestrator.control import Stopped, stop_requested
 from orchestrator.objective import criterion_on
+from orchestrator.results import EVALUATED_ANEW
 from orchestrator.study import Study, StudyFailed, read_study
 from orchestrator.trial import failure_of, failure_recorded
 from proseg.config import TrainConfig
@@ -19,7 +20,6 @@ from proseg.data.folds import Fold
 from proseg.records import drop_resumable, read_epochs, read_json
 
 RESULT = "result.json"
-EVALUATED_ANEW = "delete it, and `proseg-tune resume` evaluates that training anew"
 POLL_SECONDS = 1.0
 LOST_PROCESSES = 3
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from orchestrator.report.figures import Experts
 from orchestrator.report.parts import Cell, Section, Table
 from orchestrator.report.published import COST, COST_COLUMNS, LIKE
-from orchestrator.results import FoldResult, Trial, read_trials
+from orchestrator.results import EVALUATED_ANEW, FoldResult, Trial, read_trials
 from orchestrator.study import Study
-from orchestrator.trainings import EVALUATED_ANEW, RESULT
+from orchestrator.trainings import RESULT
 from proseg.records import BEST, CONFIG, read_epochs, read_json
 
 MIB = 2**20
